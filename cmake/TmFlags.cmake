@@ -1,0 +1,28 @@
+# Compiler flags, as one interface target that every library and program links.
+add_library(tm_flags INTERFACE)
+target_include_directories(tm_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_definitions(tm_flags INTERFACE _GNU_SOURCE TM_VERSION="${PROJECT_VERSION}")
+target_compile_options(tm_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:C>:-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Walloca
+  -Wwrite-strings -Wformat=2 -Wimplicit-fallthrough -fno-common>)
+if(TM_WERROR)
+  target_compile_options(tm_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-Werror>)
+endif()
+if(TM_SANITIZE STREQUAL "address")
+  set(tm_san -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+elseif(TM_SANITIZE STREQUAL "thread")
+  set(tm_san -fsanitize=thread -fno-omit-frame-pointer)
+elseif(NOT TM_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "TM_SANITIZE is '${TM_SANITIZE}': use address or thread")
+endif()
+if(tm_san)
+  target_compile_options(tm_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:${tm_san}>)
+  target_link_options(tm_flags INTERFACE ${tm_san})
+else()
+  target_compile_options(tm_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-fstack-protector-strong -fstack-clash-protection
+    -fcf-protection>)
+  if(CMAKE_BUILD_TYPE MATCHES "Rel")
+    target_compile_options(tm_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2>)
+  endif()
+  target_link_options(tm_flags INTERFACE -Wl,-z,relro,-z,now)
+endif()

@@ -1,0 +1,21 @@
+# tm_test(name SOURCES a.c ... LIBS tm_common ... [TIMEOUT s] [LABELS unit]): one cmocka program, one ctest entry.
+# It runs in the source root, prints its seed, and may read TM_SHARED (the full test data; may be absent).
+set(TM_SHARED_DIR ${CMAKE_SOURCE_DIR}/../shared CACHE PATH "full test data, optional")
+function(tm_test name)
+  if(NOT CMOCKA_FOUND)
+    return()
+  endif()
+  cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
+  add_executable(${name} ${T_SOURCES})
+  target_link_libraries(${name} PRIVATE tm_flags ${T_LIBS} PkgConfig::CMOCKA)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 120)
+  endif()
+  if(NOT T_LABELS)
+    set(T_LABELS unit)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}"
+    ENVIRONMENT "TM_SHARED=${TM_SHARED_DIR};TM_BIN=${CMAKE_BINARY_DIR}/bin")
+endfunction()

@@ -1,0 +1,194 @@
+/* The seam between the model and the hardware: two tables of functions.
+ *
+ * `tm_device_ops` is coarse (memory, copies, synchronisation); `tm_op_table` is the operators of the
+ * decoder, each with an argument struct. The CPU backend's plain reference (backend/cpu/ref_*.c) is the
+ * specification: every other version, SIMD or CUDA, is compared with it by tests/engine/op_matrix.
+ *
+ * Activations are row-major in the backend's act_dtype (CPU: f32; CUDA: bf16 or fp16). Pointers in
+ * arguments are device pointers of the backend unless marked host. Calls enqueue on the device's one
+ * stream in order; device->sync waits. All calls come from the engine thread.
+ *
+ * A NULL operator is reported when a model that needs it is opened, never in the middle of a request.
+ *
+ * Letters: T tokens of the step, B sequences, H query heads, K kv heads (of this rank), d head dim,
+ * h hidden, F feed-forward of this rank, N x Kdim a weight [out, in], V vocabulary rows of this rank. */
+#ifndef TM_ENGINE_BACKEND_BACKEND_H
+#define TM_ENGINE_BACKEND_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum tm_dtype { TM_DTYPE_F32, TM_DTYPE_BF16, TM_DTYPE_F16, TM_DTYPE_COUNT } tm_dtype;
+size_t tm_dtype_size(tm_dtype t);
+const char *tm_dtype_name(tm_dtype t);
+
+typedef struct tm_device tm_device; /* one per backend and process */
+
+typedef struct tm_device_opts {
+    int threads;     /* CPU: OpenMP threads of this rank, 0 = cores / ranks on this host */
+    int index;       /* CUDA: device ordinal */
+    const char *isa; /* CPU: "auto", "ref", "avx2", "avx512": the best allowed path */
+} tm_device_opts;
+
+/* A linear layer's weight of this rank, [N, K] row-major in dtype, with an optional bias [N] f32 (host
+ * values already copied to the device). `packed` belongs to the backend (linear_prepare). */
+typedef struct tm_weight {
+    tm_dtype dtype;
+    int n, k;
+    const void *data;
+    const float *bias; /* or NULL */
+    void *packed;
+} tm_weight;
+
+/* The shape of one step, flat. Arrays are host memory on the CPU backend and device memory on CUDA.
+ * Tokens of a sequence are contiguous and in order; sequences with exactly one new token come first
+ * (rows 0..n_decode-1), then the prefill chunks. */
+typedef struct tm_batch {
+    int n_tokens;             /* T */
+    int n_seqs;               /* B */
+    int n_decode;             /* sequences 0..n_decode-1 have one token each */
+    const int32_t *tokens;    /* [T] ids */
+    const int32_t *positions; /* [T] position in the sequence, from 0 */
+    const int32_t *seq_begin; /* [B+1] first row of each sequence */
+    const int32_t *kv_len;    /* [B] tokens in the cache after this step */
+    const int32_t
+        *blocks; /* [B, max_blocks] block ids, position p is in blocks[p / block_tokens] */
+    int max_blocks;
+    int n_logits;              /* R rows whose logits are wanted */
+    const int32_t *logit_rows; /* [R] ascending row numbers in 0..T-1 */
+} tm_batch;
+
+/* One layer's keys and values: k and v are each [n_blocks, K, block_tokens, d] in dtype. */
+typedef struct tm_kv_layer {
+    void *k, *v;
+    tm_dtype dtype;
+    int n_blocks, block_tokens, n_kv_heads, head_dim;
+} tm_kv_layer;
+
+typedef enum tm_norm_kind { TM_NORM_RMS, TM_NORM_LAYER } tm_norm_kind;
+typedef enum tm_act_kind { TM_ACT_SILU, TM_ACT_GELU_ERF, TM_ACT_GELU_TANH } tm_act_kind;
+
+/* out[T,h] = rows of table; ids outside [v0, v0 + rows) give zeros (vocabulary-split embedding). */
+typedef struct tm_embed_args {
+    void *out;
+    const int32_t *ids;
+    const tm_weight *table; /* n = rows of this rank, k = h */
+    int n_tokens, v0;
+    float scale; /* 1 = none */
+} tm_embed_args;
+
+/* If delta: residual += delta (both [T,h]). Then out = norm(residual) * w (+ b). RMS: x / sqrt(mean(x^2) +
+ * eps); with add_one the weight is (1 + w) (Gemma). w and b are f32[h]. out may be NULL: only the add. */
+typedef struct tm_norm_args {
+    void *out;
+    void *residual;
+    const void *delta; /* or NULL */
+    const float *w, *b;
+    int n_tokens, h;
+    float eps;
+    tm_norm_kind kind;
+    bool add_one;
+} tm_norm_args;
+
+/* out[T,N] = x[T,K] * W^T + bias. ldx and ldo are row strides in elements. */
+typedef struct tm_linear_args {
+    void *out;
+    const void *x;
+    const tm_weight *w;
+    int n_tokens, ldx, ldo;
+} tm_linear_args;
+
+/* Rotates q and k in place by position, then writes k and v into the cache. qkv is [T, (H + 2K) * d]: the
+ * H query heads, then K key heads, then K value heads of each token. inv_freq[rd / 2] f32 host-computed
+ * (device copy); the first rd dims of a head are rotated, pairs (i, i + rd/2) or, if interleaved,
+ * (2i, 2i + 1). mscale multiplies cos and sin (yarn, longrope; else 1). rd = 0: no rotation. */
+typedef struct tm_rope_append_args {
+    void *qkv;
+    const float *inv_freq;
+    const tm_batch *batch;
+    const tm_kv_layer *kv;
+    int n_heads, n_kv_heads, head_dim, rotary_dim;
+    bool interleaved;
+    float mscale;
+} tm_rope_append_args;
+
+/* Causal paged attention: for every token row of the batch its H heads attend to cache positions
+ * j <= position (and j > position - window if window > 0); head i uses kv head i / (H / K).
+ * out [T, H * d]; qkv as above (q is read from it). softcap > 0: s = cap * tanh(s / cap). alibi: [H]
+ * slopes or NULL. Two entries with the same arguments: attention_prefill handles rows of sequences
+ * n_decode..B-1, attention_decode rows of sequences 0..n_decode-1. */
+typedef struct tm_attention_args {
+    void *out;
+    const void *qkv;
+    const tm_batch *batch;
+    const tm_kv_layer *kv;
+    int n_heads, n_kv_heads, head_dim, window;
+    float scale, softcap;
+    const float *alibi;
+} tm_attention_args;
+
+/* out[T,F] = act(gate) * up with gate_up [T, 2F], gate first; if !gated: out = act(gate_up) with [T,F]. */
+typedef struct tm_act_args {
+    void *out;
+    const void *gate_up;
+    int n_tokens, f;
+    tm_act_kind act;
+    bool gated;
+} tm_act_args;
+
+/* out[R,h] = rows x[logit_rows[i]]. */
+typedef struct tm_gather_rows_args {
+    void *out;
+    const void *x;
+    const int32_t *rows;
+    int n_rows, h;
+} tm_gather_rows_args;
+
+typedef struct tm_device_ops {
+    tm_status (*open)(tm_device **out, const tm_device_opts *opts, tm_err *err);
+    void (*close)(tm_device *dev);
+    tm_status (*mem_free)(tm_device *dev, size_t *bytes, tm_err *err); /* what is left for KV */
+    tm_status (*alloc)(tm_device *dev, size_t bytes, void **out, tm_err *err); /* 64-byte aligned */
+    void (*free)(tm_device *dev, void *p);
+    tm_status (*upload)(tm_device *dev, void *dst, const void *host, size_t bytes);
+    tm_status (*download)(tm_device *dev, void *host, const void *src, size_t bytes);
+    tm_status (*sync)(tm_device *dev);
+    const char *(*describe)(tm_device *dev); /* "cpu avx2, 2 threads" */
+} tm_device_ops;
+
+typedef struct tm_op_table {
+    /* Called once per weight after loading; may repack into w->packed (or do nothing). */
+    tm_status (*linear_prepare)(tm_device *dev, tm_weight *w, tm_err *err);
+    void (*linear_release)(tm_device *dev, tm_weight *w);
+    tm_status (*embed)(tm_device *dev, const tm_embed_args *a);
+    tm_status (*norm)(tm_device *dev, const tm_norm_args *a);
+    tm_status (*linear)(tm_device *dev, const tm_linear_args *a);
+    tm_status (*rope_append)(tm_device *dev, const tm_rope_append_args *a);
+    tm_status (*attention_prefill)(tm_device *dev, const tm_attention_args *a);
+    tm_status (*attention_decode)(tm_device *dev, const tm_attention_args *a);
+    tm_status (*act)(tm_device *dev, const tm_act_args *a);
+    tm_status (*gather_rows)(tm_device *dev, const tm_gather_rows_args *a);
+} tm_op_table;
+
+typedef struct tm_backend {
+    const char *name; /* "cpu", "cuda" */
+    tm_dtype act_dtype;
+    const tm_device_ops *dev;
+    const tm_op_table *ops; /* CPU: valid after dev->open chose the instruction set */
+} tm_backend;
+
+/* Explicit array of the backends of this build; NULL when the name is unknown or not built. */
+const tm_backend *tm_backend_find(const char *name);
+const tm_backend *const *tm_backend_list(int *count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,60 @@
+/* A loaded model: this rank's shard of the weights, the KV storage and the forward pass.
+ *
+ * One generic decoder serves every family; a family is a table row (family.c): names of tensors, config
+ * keys, flags. Opening checks config, every tensor's name, shape, dtype and file offsets before memory is
+ * taken, and refuses with one line that names file, key or tensor and what was expected.
+ *
+ * Thread: the engine thread. Ranks call open, kv_alloc and forward together with the same arguments. */
+#ifndef TM_ENGINE_MODEL_MODEL_H
+#define TM_ENGINE_MODEL_MODEL_H
+
+#include "common/status.h"
+#include "engine/backend/backend.h"
+#include "parallel/comm.h"
+
+typedef struct tm_model tm_model;
+
+typedef struct tm_model_opts {
+    const char *dir;   /* Hugging Face folder */
+    const char *dtype; /* "auto" (= bfloat16 on CPU), "float32", "bfloat16": weights and KV cache */
+    const char *backend; /* "cpu", "cuda" */
+    tm_device_opts device;
+    int block_tokens;    /* KV block, 64 */
+    int max_step_tokens; /* T at most in one forward (prefill budget + batch) */
+    int max_seqs;        /* B at most */
+    int session_len;     /* context limit; 0 = the model's */
+} tm_model_opts;
+
+typedef struct tm_model_info {
+    char name[128];  /* last path component of dir */
+    char family[32]; /* "llama" */
+    char arch[64];   /* "LlamaForCausalLM" */
+    char digest[65]; /* hex SHA-256 over config, tokenizer files and the shards' headers */
+    int vocab, hidden, layers, heads, kv_heads, head_dim, ffn;
+    int max_positions; /* context limit in force: min(session_len, model) */
+    int tp;
+    int32_t stop_ids[16]; /* union of config, generation_config and tokenizer_config */
+    int stop_count;
+    size_t weight_bytes;   /* of this rank */
+    size_t kv_block_bytes; /* one block, all layers, this rank */
+    size_t
+        step_read_bytes; /* weights streamed by one decode step of this rank, for bandwidth figures */
+    int64_t parameters; /* of the whole model */
+    char dtype[16];
+    char device[64]; /* backend's description */
+} tm_model_info;
+
+tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm, tm_err *err);
+void tm_model_close(tm_model *m);
+const tm_model_info *tm_model_info_get(const tm_model *m);
+
+/* Memory left for KV on this rank, after the weights and workspaces. */
+tm_status tm_model_mem_free(tm_model *m, size_t *bytes, tm_err *err);
+/* Takes the KV storage, once. */
+tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err);
+
+/* One step. batch arrays are host memory. logits: rank 0 receives [n_logits, vocab] f32 host memory
+ * (ignored elsewhere). After a failure the group is lost (see parallel/comm.h). */
+tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits);
+
+#endif
