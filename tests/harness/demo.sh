@@ -77,7 +77,7 @@ wait_for "etcd on $ETCD_PORT" etcd curl -sf "$ETCD/health"
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 for g in a b; do
-    start "group_$g" mpirun -n 2 --oversubscribe --bind-to none --mca odls_base_sigkill_timeout 3 \
+    start "group_$g" mpirun -n 2 --oversubscribe --bind-to none \
         "$BIN/turbomesh-worker" "$MODEL" --tp 2 --etcd "$ETCD" --group "demo-$g"
 done
 start router "$BIN/turbomesh-router" --etcd "$ETCD" --port "$HTTP_PORT"
