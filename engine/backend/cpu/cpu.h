@@ -8,6 +8,7 @@
 
 #include "engine/backend/backend.h"
 
+/* Bound on the threads of one rank. */
 #define TM_CPU_THREADS_MAX 256
 
 typedef struct tm_cpu_isa {
@@ -19,13 +20,14 @@ typedef struct tm_cpu_isa {
 struct tm_device {
     const tm_cpu_isa *isa;
     int threads;
-    int local_ranks;   /* processes of this job on this host, which share its memory */
-    void *scratch;     /* 64-byte aligned workspace of all threads, grown between operators */
+    int local_ranks; /* processes of this job on this host, which share its memory */
+    void *scratch;   /* 64-byte aligned workspace of all threads, grown between operators */
     size_t scratch_bytes;
     char text[64];
 };
 
 extern const tm_backend tm_backend_cpu;
+extern const tm_op_table tm_cpu_ops;
 
 /* The reference, one entry per operator (ref_*.c). */
 tm_status tm_cpu_ref_embed(tm_device *dev, const tm_embed_args *a);

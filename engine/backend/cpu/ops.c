@@ -1,0 +1,110 @@
+/* The public operator table of the CPU backend, and the table of instruction-set paths.
+ *
+ * Every entry forwards through the device to the path that was chosen when it was opened. The indirect
+ * call costs nanoseconds beside an operator's microseconds, and lets a reference device and a fast one
+ * live in one process. */
+#include <string.h>
+
+#include "common/check.h"
+#include "engine/backend/cpu/cpu.h"
+
+tm_status tm_cpu_linear_prepare(tm_device *dev, tm_weight *w, tm_err *err)
+{
+    (void)dev;
+    if (w->n <= 0 || w->k <= 0 || (unsigned)w->dtype >= TM_DTYPE_COUNT || !w->data)
+        return TM_FAIL(err, TM_STATUS_INTERNAL, "weight of shape [%d, %d], dtype %d, is not usable",
+                       w->n, w->k, (int)w->dtype);
+    w->packed = NULL;
+    return TM_OK;
+}
+
+void tm_cpu_linear_release(tm_device *dev, tm_weight *w)
+{
+    (void)dev;
+    (void)w;
+}
+
+static bool always(void)
+{
+    return true;
+}
+
+static const tm_op_table g_ref_ops = {
+    .linear_prepare = tm_cpu_linear_prepare,
+    .linear_release = tm_cpu_linear_release,
+    .embed = tm_cpu_ref_embed,
+    .norm = tm_cpu_ref_norm,
+    .linear = tm_cpu_ref_linear,
+    .rope_append = tm_cpu_ref_rope_append,
+    .attention_prefill = tm_cpu_ref_attention_prefill,
+    .attention_decode = tm_cpu_ref_attention_decode,
+    .act = tm_cpu_ref_act,
+    .gather_rows = tm_cpu_ref_gather_rows,
+};
+
+/* Best last: "auto" takes the last one that the processor supports. */
+static const tm_cpu_isa g_isas[] = {
+    {"ref", always, &g_ref_ops},
+};
+
+const tm_cpu_isa *tm_cpu_isa_find(const char *name)
+{
+    bool automatic = strcmp(name, "auto") == 0;
+    for (size_t i = TM_ARRAY_LEN(g_isas); i-- > 0;)
+        if (automatic ? g_isas[i].supported() : strcmp(g_isas[i].name, name) == 0)
+            return &g_isas[i];
+    return NULL;
+}
+
+static tm_status op_embed(tm_device *dev, const tm_embed_args *a)
+{
+    return dev->isa->ops->embed(dev, a);
+}
+
+static tm_status op_norm(tm_device *dev, const tm_norm_args *a)
+{
+    return dev->isa->ops->norm(dev, a);
+}
+
+static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
+{
+    return dev->isa->ops->linear(dev, a);
+}
+
+static tm_status op_rope_append(tm_device *dev, const tm_rope_append_args *a)
+{
+    return dev->isa->ops->rope_append(dev, a);
+}
+
+static tm_status op_attention_prefill(tm_device *dev, const tm_attention_args *a)
+{
+    return dev->isa->ops->attention_prefill(dev, a);
+}
+
+static tm_status op_attention_decode(tm_device *dev, const tm_attention_args *a)
+{
+    return dev->isa->ops->attention_decode(dev, a);
+}
+
+static tm_status op_act(tm_device *dev, const tm_act_args *a)
+{
+    return dev->isa->ops->act(dev, a);
+}
+
+static tm_status op_gather_rows(tm_device *dev, const tm_gather_rows_args *a)
+{
+    return dev->isa->ops->gather_rows(dev, a);
+}
+
+const tm_op_table tm_cpu_ops = {
+    .linear_prepare = tm_cpu_linear_prepare,
+    .linear_release = tm_cpu_linear_release,
+    .embed = op_embed,
+    .norm = op_norm,
+    .linear = op_linear,
+    .rope_append = op_rope_append,
+    .attention_prefill = op_attention_prefill,
+    .attention_decode = op_attention_decode,
+    .act = op_act,
+    .gather_rows = op_gather_rows,
+};
