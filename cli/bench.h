@@ -1,0 +1,22 @@
+/* The kinds of `turbomesh bench`. Each prints a table, or JSON with --json. Figures are ratios taken in one
+ * run wherever a machine's speed would otherwise decide. */
+#ifndef TM_CLI_BENCH_H
+#define TM_CLI_BENCH_H
+
+#include "cli/local.h"
+
+typedef struct tm_bench_opts {
+    tm_local_opts local;
+    bool json;
+    /* engine */
+    int64_t steps, prefill, context, batch, repeat;
+    /* http */
+    double rate;
+    int64_t requests, streams, max_tokens, duration_ms;
+    const char *prompt_file, *model;
+} tm_bench_opts;
+
+int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **argv);
+int tm_bench_http(const char *url, const tm_bench_opts *o);
+
+#endif
