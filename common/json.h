@@ -49,7 +49,8 @@ void tm_jw_key(tm_jw *w, const char *key);
 void tm_jw_str(tm_jw *w, const char *s); /* NULL writes null */
 void tm_jw_strn(tm_jw *w, const char *s, size_t len);
 void tm_jw_int(tm_jw *w, int64_t v);
-void tm_jw_num(tm_jw *w, double v); /* NaN and infinities write null */
+void tm_jw_num(tm_jw *w, double v); /* reads back as the same double; NaN, infinities: null */
+void tm_jw_f32(tm_jw *w, float v);  /* reads back as the same float: fewer digits */
 void tm_jw_bool(tm_jw *w, bool v);
 void tm_jw_null(tm_jw *w);
 void tm_jw_raw(tm_jw *w, const char *json, size_t len); /* one complete value */

@@ -52,7 +52,14 @@ typedef struct tm_err {
 tm_status tm_err_set(tm_err *err, tm_status st, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
 
-#define TM_FAIL(err, st, ...) tm_err_set((err), (st), __FILE__, __LINE__, __VA_ARGS__)
+/* The value is the status itself rather than tm_err_set's result, so that the compiler sees at the
+ * place of failure that it is not TM_OK and does not take outputs for uninitialised. */
+#define TM_FAIL(err, st, ...)                                                                      \
+    (__extension__({                                                                               \
+        const tm_status tm_fail_st_ = (st);                                                        \
+        tm_err_set((err), tm_fail_st_, __FILE__, __LINE__, __VA_ARGS__);                           \
+        tm_fail_st_;                                                                               \
+    }))
 
 /* Puts "prefix: " before the message that is already in *err; for adding the file a parser was
  * reading. No effect on NULL. */
