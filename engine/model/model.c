@@ -1,0 +1,347 @@
+/* Opening and closing a model, and its KV storage.
+ *
+ * Opening has two halves with an agreement of the ranks after each: all checks (config, tensors, backend), then
+ * memory and copies. So a bad folder is refused by every rank before any has taken memory, and a rank that
+ * fails alone does not leave the others waiting in their first step. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "engine/model/model_impl.h"
+
+#define CONFIG_BYTES_MAX ((size_t)16 << 20)
+#define LOGIT_ROWS_MIN   64 /* one pass through the head reads all of it: not fewer rows than this */
+
+tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err)
+{
+    if (m->block_count == m->block_cap) {
+        size_t cap = m->block_cap ? m->block_cap * 2 : 64;
+        void **grown = realloc(m->blocks, cap * sizeof(*grown));
+        if (!grown)
+            return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
+        m->blocks = grown;
+        m->block_cap = cap;
+    }
+    TM_TRY(m->backend->dev->alloc(m->dev, bytes, out, err));
+    m->blocks[m->block_count++] = *out;
+    return TM_OK;
+}
+
+/* The last component of the folder's real path. */
+static void name_of(const char *dir, char *out, size_t size)
+{
+    char *real = realpath(dir, NULL);
+    const char *path = real ? real : dir;
+    const char *slash = strrchr(path, '/');
+    snprintf(out, size, "%s", slash && slash[1] ? slash + 1 : path);
+    free(real);
+}
+
+/* SHA-256 over config, tokenizer files and the shards' headers: equal for equal models in any folder. */
+static void digest_of(const char *dir, const tm_checkpoint *c, char out[65])
+{
+    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer.model",
+                                        "tokenizer_config.json", "qwen.tiktoken"};
+    tm_sha256_ctx *h = tm_sha256_begin();
+    for (size_t i = 0; i < TM_ARRAY_LEN(files); i++) {
+        char path[4096];
+        tm_map map;
+        if (!tm_path_join(path, sizeof(path), dir, files[i]) || !tm_file_exists(path) ||
+            tm_map_open(&map, path, NULL) != TM_OK)
+            continue;
+        uint64_t len = map.len; /* so that bytes cannot move from one file to the next */
+        tm_sha256_add(h, files[i], strlen(files[i]) + 1);
+        tm_sha256_add(h, &len, sizeof(len));
+        tm_sha256_add(h, map.data, map.len);
+        tm_map_close(&map);
+    }
+    tm_checkpoint_hash(c, h);
+    uint8_t sum[32];
+    tm_sha256_end(h, sum);
+    tm_hex(sum, sizeof(sum), out);
+}
+
+static tm_status read_config(tm_model *m, tm_err *err)
+{
+    char path[4096];
+    json_t *root = NULL;
+    const char *dir = m->opts.dir;
+    if (!dir || !tm_dir_exists(dir))
+        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir ? dir : "?");
+    if (!tm_path_join(path, sizeof(path), dir, "config.json"))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "model folder: the path is too long");
+    if (!tm_file_exists(path))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
+                       dir);
+    TM_TRY(tm_json_load_file(path, CONFIG_BYTES_MAX, &root, err));
+    tm_status st = tm_arch_read(&m->arch, root, err);
+    if (st != TM_OK)
+        tm_err_prefix(err, "%s", path);
+    if (st == TM_OK) {
+        int count = 0;
+        st = tm_stop_ids_read(dir, root, m->arch.vocab, m->info.stop_ids,
+                              (int)TM_ARRAY_LEN(m->info.stop_ids), &count, err);
+        m->info.stop_count = count;
+        if (st != TM_OK)
+            tm_err_prefix(err, "%s", dir);
+    }
+    json_decref(root);
+    return st;
+}
+
+static tm_status check_options(tm_model *m, tm_err *err)
+{
+    static const struct {
+        const char *name;
+        tm_dtype dtype;
+    } dtypes[] = {{"auto", TM_DTYPE_BF16}, {"bfloat16", TM_DTYPE_BF16}, {"float32", TM_DTYPE_F32}};
+    const tm_model_opts *o = &m->opts;
+    const char *name = o->dtype ? o->dtype : "auto";
+    size_t i = 0;
+    while (i < TM_ARRAY_LEN(dtypes) && strcmp(dtypes[i].name, name) != 0)
+        i++;
+    if (i == TM_ARRAY_LEN(dtypes))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "dtype '%.40s': expected auto, bfloat16 or float32",
+                       name);
+    m->dtype = dtypes[i].dtype;
+    if (o->block_tokens < 1 || o->max_step_tokens < 1 || o->max_seqs < 1 || o->session_len < 0)
+        return TM_FAIL(err, TM_STATUS_CONFIG,
+                       "block_tokens %d, max_step_tokens %d, max_seqs %d: expected at least 1; "
+                       "session_len %d: at least 0",
+                       o->block_tokens, o->max_step_tokens, o->max_seqs, o->session_len);
+    m->backend = tm_backend_find(o->backend ? o->backend : "cpu");
+    if (!m->backend)
+        return TM_FAIL(err, TM_STATUS_CONFIG, "backend '%.40s' is unknown or not in this build",
+                       o->backend);
+    m->host_memory = strcmp(m->backend->name, "cpu") == 0;
+    if (m->backend->act_dtype != TM_DTYPE_F32)
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "backend '%s' computes in %s: only float32 activations are read back",
+                       m->backend->name, tm_dtype_name(m->backend->act_dtype));
+    return TM_OK;
+}
+
+/* A missing operator is a message now, not a crash in a request. */
+static tm_status check_operators(const tm_model *m, tm_err *err)
+{
+    const tm_op_table *o = m->backend->ops;
+    const struct {
+        const char *name;
+        bool there;
+    } ops[] = {
+        {"linear_prepare", o->linear_prepare != NULL},
+        {"linear_release", o->linear_release != NULL},
+        {"embed", o->embed != NULL},
+        {"norm", o->norm != NULL},
+        {"linear", o->linear != NULL},
+        {"rope_append", o->rope_append != NULL},
+        {"attention_prefill", o->attention_prefill != NULL},
+        {"attention_decode", o->attention_decode != NULL},
+        {"act", o->act != NULL},
+        {"gather_rows", o->gather_rows != NULL},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(ops); i++)
+        if (!ops[i].there)
+            return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                           "backend '%s' has no operator '%s', which %s needs", m->backend->name,
+                           ops[i].name, m->arch.arch);
+    return TM_OK;
+}
+
+static void fill_info(tm_model *m)
+{
+    const tm_arch *a = &m->arch;
+    tm_model_info *i = &m->info;
+    name_of(m->opts.dir, i->name, sizeof(i->name));
+    snprintf(i->family, sizeof(i->family), "%s", a->family->name);
+    snprintf(i->arch, sizeof(i->arch), "%s", a->arch);
+    i->vocab = a->vocab;
+    i->hidden = a->hidden;
+    i->layers = a->layers;
+    i->heads = a->heads;
+    i->kv_heads = a->kv_heads;
+    i->head_dim = a->head_dim;
+    i->ffn = a->ffn;
+    i->max_positions = a->max_positions;
+    if (m->opts.session_len > 0)
+        i->max_positions = TM_MIN(i->max_positions, m->opts.session_len);
+    i->tp = m->shard.tp;
+    i->kv_block_bytes = 2 * (size_t)a->layers * (size_t)m->shard.kv_heads *
+                        (size_t)m->opts.block_tokens * (size_t)a->head_dim *
+                        tm_dtype_size(m->dtype);
+    snprintf(i->dtype, sizeof(i->dtype), "%s", m->dtype == TM_DTYPE_F32 ? "float32" : "bfloat16");
+}
+
+/* First half: everything that can be refused without taking memory. */
+static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
+{
+    TM_TRY(read_config(m, err));
+    TM_TRY(check_options(m, err));
+    TM_TRY(tm_shard_make(&m->shard, &m->arch, tm_comm_size(m->comm), tm_comm_rank(m->comm), err));
+    TM_TRY(tm_checkpoint_open(ckpt, m->opts.dir, err));
+    tm_status st = tm_load_check(&m->arch, *ckpt, &m->info.parameters, err);
+    if (st != TM_OK) {
+        tm_err_prefix(err, "%s", m->opts.dir);
+        return st;
+    }
+    /* Again: the embedding may have more rows than config.json says. */
+    TM_TRY(tm_shard_make(&m->shard, &m->arch, m->shard.tp, m->shard.rank, err));
+    TM_TRY(m->backend->dev->open(&m->dev, &m->opts.device, err));
+    TM_TRY(check_operators(m, err));
+    digest_of(m->opts.dir, *ckpt, m->info.digest);
+    fill_info(m);
+    snprintf(m->info.device, sizeof(m->info.device), "%s", m->backend->dev->describe(m->dev));
+    return TM_OK;
+}
+
+typedef struct want {
+    void **out;
+    size_t rows, cols, size;
+} want;
+
+static tm_status take_workspace(tm_model *m, tm_err *err)
+{
+    tm_workspace *ws = &m->ws;
+    const tm_arch *a = &m->arch;
+    const tm_shard *s = &m->shard;
+    size_t t = (size_t)m->opts.max_step_tokens, b = (size_t)m->opts.max_seqs;
+    size_t d = (size_t)a->head_dim, h = (size_t)a->hidden, f = (size_t)s->ffn;
+    size_t act = tm_dtype_size(m->backend->act_dtype), id = sizeof(int32_t);
+    size_t r = TM_MIN(t, TM_MAX(b, (size_t)LOGIT_ROWS_MIN));
+    size_t blocks = ((size_t)m->info.max_positions + (size_t)m->opts.block_tokens - 1) /
+                    (size_t)m->opts.block_tokens;
+    ws->rows_max = (int)r;
+    const want wants[] = {
+        {&ws->x, t, h, act},
+        {&ws->normed, t, h, act},
+        {&ws->qkv, t, (size_t)(s->heads + 2 * s->kv_heads) * d, act},
+        {&ws->attn, t, (size_t)s->heads * d, act},
+        {&ws->delta, t, h, act},
+        {&ws->gate_up, t, a->gated ? 2 * f : f, act},
+        {&ws->act, t, f, act},
+        {&ws->rows, r, h, act},
+        {&ws->logits, r, (size_t)s->vocab, m->host_memory && s->tp == 1 ? 0 : act},
+        {(void **)&ws->tokens, t, 1, m->host_memory ? 0 : id},
+        {(void **)&ws->positions, t, 1, m->host_memory ? 0 : id},
+        {(void **)&ws->seq_begin, b + 1, 1, m->host_memory ? 0 : id},
+        {(void **)&ws->kv_len, b, 1, m->host_memory ? 0 : id},
+        {(void **)&ws->blocks, b, blocks, m->host_memory ? 0 : id},
+        {(void **)&ws->logit_rows, t, 1, m->host_memory ? 0 : id},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(wants); i++) {
+        size_t n = wants[i].rows * wants[i].cols * wants[i].size;
+        if (n > 0)
+            TM_TRY(tm_model_take(m, n, wants[i].out, err));
+    }
+    if (s->rank == 0 && s->vocab * s->tp != a->vocab) {
+        ws->gathered = malloc(r * (size_t)s->vocab * (size_t)s->tp * sizeof(float));
+        if (!ws->gathered)
+            return TM_FAIL(err, TM_STATUS_NO_MEMORY, "logits of all ranks: out of memory");
+    }
+    return TM_OK;
+}
+
+static tm_status make_rope(tm_model *m, tm_err *err)
+{
+    size_t n = (size_t)m->arch.rope.dim / 2;
+    float host[2048];
+    void *dev = NULL;
+    TM_ASSERT(n <= TM_ARRAY_LEN(host)); /* config.c bounds head_dim */
+    tm_rope_freqs(&m->arch.rope, host, &m->rope_mscale);
+    TM_TRY(tm_model_take(m, TM_MAX(n, (size_t)1) * sizeof(float), &dev, err));
+    m->inv_freq = dev;
+    if (m->backend->dev->upload(m->dev, dev, host, n * sizeof(float)) != TM_OK)
+        return TM_FAIL(err, TM_STATUS_IO, "rotary frequencies: the copy to the device failed");
+    return TM_OK;
+}
+
+/* Second half: memory and copies. */
+static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
+{
+    m->layers = calloc((size_t)m->arch.layers, sizeof(*m->layers));
+    m->kv = calloc((size_t)m->arch.layers, sizeof(*m->kv));
+    if (!m->layers || !m->kv)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
+    TM_TRY(tm_load_weights(m, ckpt, err));
+    TM_TRY(make_rope(m, err));
+    return take_workspace(m, err);
+}
+
+tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm, tm_err *err)
+{
+    tm_checkpoint *ckpt = NULL;
+    tm_model *m = calloc(1, sizeof(*m));
+    tm_err local = TM_ERR_INIT;
+    if (!err)
+        err = &local;
+    tm_status st = m ? TM_OK : TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
+    if (m) {
+        m->opts = *opts;
+        m->comm = comm;
+        st = check_all(m, &ckpt, err);
+    }
+    st = tm_comm_agree(comm, st, err);
+    if (st == TM_OK)
+        st = tm_comm_agree(comm, load_all(m, ckpt, err), err);
+    tm_checkpoint_close(ckpt);
+    if (st != TM_OK) {
+        tm_model_close(m);
+        return st;
+    }
+    *out = m;
+    return TM_OK;
+}
+
+void tm_model_close(tm_model *m)
+{
+    if (!m)
+        return;
+    if (m->dev) {
+        tm_load_release(m);
+        for (size_t i = 0; i < m->block_count; i++)
+            m->backend->dev->free(m->dev, m->blocks[i]);
+        m->backend->dev->close(m->dev);
+    }
+    free(m->ws.gathered);
+    free(m->blocks);
+    free(m->kv);
+    free(m->layers);
+    free(m);
+}
+
+const tm_model_info *tm_model_info_get(const tm_model *m)
+{
+    return &m->info;
+}
+
+tm_status tm_model_mem_free(tm_model *m, size_t *bytes, tm_err *err)
+{
+    return m->backend->dev->mem_free(m->dev, bytes, err);
+}
+
+tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err)
+{
+    if (n_blocks < 1)
+        return TM_FAIL(err, TM_STATUS_CONFIG, "KV cache of %d blocks: expected at least 1",
+                       n_blocks);
+    if (m->kv[0].k)
+        return TM_FAIL(err, TM_STATUS_INTERNAL, "the KV cache was taken before");
+    size_t bytes = m->info.kv_block_bytes / (2 * (size_t)m->arch.layers), all;
+    if (!tm_size_mul(bytes, (size_t)n_blocks, &all))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "KV cache of %d blocks is too large", n_blocks);
+    for (int i = 0; i < m->arch.layers; i++) {
+        tm_kv_layer kv = {.dtype = m->dtype,
+                          .n_blocks = n_blocks,
+                          .block_tokens = m->opts.block_tokens,
+                          .n_kv_heads = m->shard.kv_heads,
+                          .head_dim = m->arch.head_dim};
+        TM_TRY(tm_model_take(m, all, &kv.k, err));
+        TM_TRY(tm_model_take(m, all, &kv.v, err));
+        m->kv[i] = kv;
+    }
+    return TM_OK;
+}

@@ -1,0 +1,89 @@
+/* Inverse frequencies of the rotary position embedding, computed in double on the host once.
+ *
+ * Each type is one function over the plain frequencies base^(-2i / dim); the table is in the order of
+ * tm_rope_type. Dynamic NTK grows its base only beyond max_positions, which is the context limit in force,
+ * so inside it the type equals default. */
+#include <math.h>
+
+#include "common/check.h"
+#include "engine/model/arch.h"
+
+#define TWO_PI 6.283185307179586
+
+static double plain(const tm_rope *r, int i)
+{
+    return pow(r->base, -2.0 * i / r->dim);
+}
+
+static double freq_default(const tm_rope *r, int i)
+{
+    return plain(r, i);
+}
+
+static double freq_linear(const tm_rope *r, int i)
+{
+    return plain(r, i) / r->factor;
+}
+
+static double freq_llama3(const tm_rope *r, int i)
+{
+    double f = plain(r, i), wave = TWO_PI / f;
+    if (wave < r->original / r->high_freq_factor)
+        return f;
+    if (wave > r->original / r->low_freq_factor)
+        return f / r->factor;
+    double s =
+        (r->original / wave - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
+    return (1.0 - s) * f / r->factor + s * f;
+}
+
+/* The pair index whose wave turns n times within the original length. */
+static double yarn_dim(const tm_rope *r, double n)
+{
+    return r->dim * log(r->original / (n * TWO_PI)) / (2.0 * log(r->base));
+}
+
+static double freq_yarn(const tm_rope *r, int i)
+{
+    double low = yarn_dim(r, r->beta_fast), high = yarn_dim(r, r->beta_slow);
+    if (r->truncate) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = TM_MAX(low, 0.0);
+    high = TM_MIN(high, (double)(r->dim - 1));
+    if (low == high)
+        high += 0.001;
+    double ramp = TM_MIN(TM_MAX((i - low) / (high - low), 0.0), 1.0);
+    double f = plain(r, i);
+    return f / r->factor * ramp + f * (1.0 - ramp);
+}
+
+static double yarn_mscale(double factor, double k)
+{
+    return factor <= 1.0 ? 1.0 : 0.1 * k * log(factor) + 1.0;
+}
+
+/* What cos and sin are multiplied by. */
+static double attention_factor(const tm_rope *r)
+{
+    if (r->type != TM_ROPE_YARN)
+        return 1.0;
+    if (r->attention_factor > 0.0)
+        return r->attention_factor;
+    if (r->mscale > 0.0 && r->mscale_all_dim > 0.0)
+        return yarn_mscale(r->factor, r->mscale) / yarn_mscale(r->factor, r->mscale_all_dim);
+    return yarn_mscale(r->factor, 1.0);
+}
+
+void tm_rope_freqs(const tm_rope *r, float *inv_freq, float *mscale)
+{
+    static double (*const freq[])(const tm_rope *, int) = {
+        [TM_ROPE_DEFAULT] = freq_default, [TM_ROPE_LINEAR] = freq_linear,
+        [TM_ROPE_DYNAMIC] = freq_default, [TM_ROPE_LLAMA3] = freq_llama3,
+        [TM_ROPE_YARN] = freq_yarn,
+    };
+    for (int i = 0; i < r->dim / 2; i++)
+        inv_freq[i] = (float)freq[r->type](r, i);
+    *mscale = (float)attention_factor(r);
+}

@@ -1,0 +1,45 @@
+/* Drives tm_model_forward by hand: sequences with their own KV blocks, steps of any mixture. */
+#ifndef TM_TESTS_ENGINE_MODEL_RUN_H
+#define TM_TESTS_ENGINE_MODEL_RUN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/model/model.h"
+
+#define RUN_SEQS_MAX   16
+#define RUN_BLOCKS_MAX 64 /* of one sequence */
+
+typedef struct run_seq {
+    const int32_t *ids; /* known tokens, fed one step after the other */
+    int len, done;
+    int32_t blocks[RUN_BLOCKS_MAX];
+    int n_blocks;
+} run_seq;
+
+typedef struct run {
+    tm_comm *comm;
+    tm_model *model;
+    int block_tokens, next_block, total_blocks;
+} run;
+
+/* One sequence's part of a step: its next n tokens, logits of the last `want` of them. */
+typedef struct run_item {
+    run_seq *seq;
+    int n, want;
+} run_item;
+
+/* Opens dir with small limits; exits the process with the message on failure. block_tokens is kept odd on
+ * purpose by some callers. */
+void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp);
+void run_close(run *r);
+/* Items with n == 1 must come first. logits: sum of want rows, in order. */
+void run_step(run *r, const run_item *items, int n_items, float *logits);
+
+/* sum((x - g)^2) / sum((g - mean)^2) */
+double run_nmse(const float *x, const float *g, size_t n);
+/* log(sum(exp(x))) */
+double run_logsumexp(const float *x, int n);
+int run_argmax(const float *x, int n);
+
+#endif

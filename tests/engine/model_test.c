@@ -1,0 +1,493 @@
+/* The model end to end against goldens: the demo model, stories260K and the tiny checkpoints of the
+ * families that the decoder knows; whole and chunked prefill, decode, ragged batches; several ranks against
+ * one. Run as `model_test rank DIR DTYPE TP OUT` under mpirun it is one rank of the last part. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "tests/engine/model_run.h"
+
+#define DEMO "models/demo-20m"
+
+static uint64_t g_seed;
+
+static uint32_t random_below(uint32_t n)
+{
+    g_seed = g_seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(g_seed >> 33) % n;
+}
+
+/* Path below TM_SHARED/testdata; NULL, with a message, when the data is not there. */
+static const char *shared(const char *name)
+{
+    static char path[1024];
+    const char *root = getenv("TM_SHARED");
+    snprintf(path, sizeof(path), "%s/testdata/%s", root ? root : "", name);
+    if (root && tm_dir_exists(path))
+        return path;
+    printf("skipped: %s is not there (set TM_SHARED)\n", name);
+    return NULL;
+}
+
+static json_t *load_json(const char *dir, const char *name)
+{
+    char path[1024];
+    json_t *root = NULL;
+    tm_err err = TM_ERR_INIT;
+    assert_true(tm_path_join(path, sizeof(path), dir, name));
+    assert_int_equal(tm_json_load_file(path, 64 << 20, &root, &err), TM_OK);
+    return root;
+}
+
+static int32_t *ids_of(const json_t *array, int extra, int *len)
+{
+    size_t n = json_array_size(array);
+    int32_t *ids = calloc(n + (size_t)extra, sizeof(*ids));
+    assert_non_null(ids);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (int32_t)json_integer_value(json_array_get(array, i));
+    *len = (int)n;
+    return ids;
+}
+
+/* One golden text: prompt ids, the ids of the continuation and the top 5 after each step. Counts what was
+ * compared, so that an empty golden cannot pass. */
+typedef struct tally {
+    int steps, skipped;
+    double worst;
+} tally;
+
+/* f32: every log-probability within 2e-3. bf16: the same best token, unless the best two are close. */
+static void compare_step(const float *logits, int vocab, const json_t *top5, bool exact, tally *t)
+{
+    double lse = run_logsumexp(logits, vocab);
+    double first = json_number_value(json_array_get(json_array_get(top5, 0), 1));
+    double second = json_number_value(json_array_get(json_array_get(top5, 1), 1));
+    t->steps++;
+    for (size_t i = 0; exact && i < json_array_size(top5); i++) {
+        const json_t *pair = json_array_get(top5, i);
+        json_int_t id = json_integer_value(json_array_get(pair, 0));
+        double diff = fabs(logits[id] - lse - json_number_value(json_array_get(pair, 1)));
+        t->worst = diff > t->worst ? diff : t->worst;
+        assert_true(diff < 2e-3);
+    }
+    if (!exact && first - second < 0.02) {
+        t->skipped++;
+        return;
+    }
+    if (!exact)
+        assert_int_equal(run_argmax(logits, vocab),
+                         json_integer_value(json_array_get(json_array_get(top5, 0), 0)));
+}
+
+/* Prefill of the prompt in chunks of at most `chunk`, then one decode step per golden id. */
+static void check_text(run *r, const json_t *prompt, const json_t *out_ids, const json_t *top5s,
+                       int chunk, bool exact, tally *t)
+{
+    int vocab = tm_model_info_get(r->model)->vocab, len, n = (int)json_array_size(out_ids);
+    int32_t *ids = ids_of(prompt, n, &len);
+    float *logits = malloc((size_t)vocab * sizeof(float));
+    assert_non_null(logits);
+    run_seq s = {.ids = ids, .len = len};
+    while (s.done < len) {
+        int m = TM_MIN(chunk, len - s.done);
+        run_item item = {&s, m, s.done + m == len};
+        run_step(r, &item, 1, logits);
+    }
+    for (int i = 0; i < n; i++) {
+        compare_step(logits, vocab, json_array_get(top5s, (size_t)i), exact, t);
+        ids[len + i] = (int32_t)json_integer_value(json_array_get(out_ids, (size_t)i));
+        run_item item = {&s, 1, 1};
+        if (i + 1 < n)
+            run_step(r, &item, 1, logits);
+    }
+    free(logits);
+    free(ids);
+}
+
+static void check_demo(const char *dtype, bool exact)
+{
+    run r;
+    tally t = {0};
+    json_t *root = load_json(DEMO "/eval", "golden.json");
+    const json_t *cases = json_object_get(root, "cases");
+    run_open(&r, DEMO, dtype, 64, 1);
+    for (size_t i = 0; i < json_array_size(cases); i++) {
+        const json_t *c = json_array_get(cases, i), *steps = json_object_get(c, "steps");
+        json_t *ids = json_array(), *tops = json_array();
+        for (size_t k = 0; k < json_array_size(steps); k++) {
+            json_array_append(ids, json_object_get(json_array_get(steps, k), "id"));
+            json_array_append(tops, json_object_get(json_array_get(steps, k), "top5"));
+        }
+        check_text(&r, json_object_get(c, "prompt_ids"), ids, tops, i % 2 ? 7 : 512, exact, &t);
+        json_decref(ids);
+        json_decref(tops);
+        r.next_block = 0;
+    }
+    printf("demo-20m %s: %d steps, %d not judged, worst log-probability off by %.2g\n", dtype,
+           t.steps, t.skipped, t.worst);
+    assert_true(t.steps > 100 && t.skipped < t.steps / 10);
+    run_close(&r);
+    json_decref(root);
+}
+
+static void test_demo_f32(void **state)
+{
+    (void)state;
+    check_demo("float32", true);
+}
+
+static void test_demo_bf16(void **state)
+{
+    (void)state;
+    check_demo("auto", false);
+}
+
+static void test_demo_info(void **state)
+{
+    (void)state;
+    run r;
+    run_open(&r, DEMO, "auto", 64, 1);
+    const tm_model_info *i = tm_model_info_get(r.model);
+    assert_string_equal(i->name, "demo-20m");
+    assert_string_equal(i->family, "llama");
+    assert_string_equal(i->dtype, "bfloat16");
+    assert_int_equal(i->parameters, 19928576);
+    assert_int_equal(i->stop_count, 1);
+    assert_int_equal(i->stop_ids[0], 2);
+    assert_int_equal(i->max_positions, 2048);
+    assert_int_equal(i->kv_block_bytes, 2 * 5 * 4 * 64 * 64 * 2);
+    assert_int_equal(strlen(i->digest), 64);
+    /* all matrices in bf16, 11 norms of 512 in f32; the embedding is the head */
+    assert_int_equal(i->weight_bytes, (19928576 - 11 * 512) * 2 + 11 * 512 * 4);
+    assert_int_equal(i->step_read_bytes, (19928576 - 11 * 512) * 2);
+    size_t left = 0;
+    assert_int_equal(tm_model_mem_free(r.model, &left, NULL), TM_OK);
+    assert_true(left > 0);
+    assert_int_equal(tm_model_kv_alloc(r.model, 4, NULL), TM_STATUS_INTERNAL);
+    run_close(&r);
+}
+
+static void test_stories(void **state)
+{
+    (void)state;
+    const char *dir = shared("stories260K");
+    if (!dir)
+        return;
+    run r;
+    tally t = {0};
+    json_t *root = load_json(dir, "golden.json");
+    const json_t *cases = json_object_get(root, "cases");
+    if (!cases)
+        cases = json_object_get(root, "prompts");
+    run_open(&r, dir, "float32", 16, 1);
+    for (size_t i = 0; i < json_array_size(cases); i++) {
+        const json_t *c = json_array_get(cases, i);
+        check_text(&r, json_object_get(c, "prompt_ids"), json_object_get(c, "output_ids"),
+                   json_object_get(c, "top5"), 5, true, &t);
+        r.next_block = 0;
+    }
+    printf("stories260K: %d steps, worst %.2g\n", t.steps, t.worst);
+    assert_true(t.steps > 100);
+    assert_int_equal(tm_model_info_get(r.model)->stop_count, 2);
+    run_close(&r);
+    json_decref(root);
+}
+
+/* ---- families ---- */
+
+typedef struct golden {
+    json_t *root;
+    int count, vocab;
+    run_seq seq[RUN_SEQS_MAX];
+    float *logits; /* [count, 8, vocab] */
+} golden;
+
+static void golden_load(golden *g, const char *dir)
+{
+    char path[1024];
+    char *data = NULL;
+    size_t len = 0;
+    *g = (golden){.root = load_json(dir, "golden.json")};
+    const json_t *seqs = json_object_get(g->root, "sequences");
+    g->count = (int)json_array_size(seqs);
+    g->vocab = (int)json_integer_value(json_object_get(g->root, "vocab_size"));
+    assert_in_range(g->count, 1, RUN_SEQS_MAX);
+    assert_true(tm_path_join(path, sizeof(path), dir, "logits.npy"));
+    assert_int_equal(tm_file_read(path, 64 << 20, &data, &len, NULL), TM_OK);
+    size_t want = (size_t)g->count * 8 * (size_t)g->vocab * sizeof(float);
+    assert_true(len > want); /* the numbers are the end of the file, after its header */
+    g->logits = malloc(want);
+    assert_non_null(g->logits);
+    memcpy(g->logits, data + len - want, want);
+    free(data);
+    for (int i = 0; i < g->count; i++) {
+        const json_t *s = json_array_get(seqs, (size_t)i);
+        assert_int_equal(json_integer_value(json_object_get(s, "row")), i);
+        g->seq[i].ids = ids_of(json_object_get(s, "ids"), 0, &g->seq[i].len);
+    }
+}
+
+static void golden_free(golden *g)
+{
+    for (int i = 0; i < g->count; i++)
+        free((void *)(uintptr_t)g->seq[i].ids);
+    free(g->logits);
+    json_decref(g->root);
+}
+
+static void golden_reset(golden *g, run *r)
+{
+    for (int i = 0; i < g->count; i++)
+        g->seq[i].done = g->seq[i].n_blocks = 0;
+    r->next_block = 0;
+}
+
+/* Every sequence alone in one step. */
+static void feed_whole(run *r, golden *g, float *out)
+{
+    for (int i = 0; i < g->count; i++) {
+        run_item item = {&g->seq[i], g->seq[i].len, 8};
+        run_step(r, &item, 1, out + (size_t)i * 8 * (size_t)g->vocab);
+    }
+}
+
+/* All sequences together in chunks of random lengths; the last 8 tokens one by one, so that decodes and
+ * prefill chunks of different sequences share steps. */
+static void feed_mixed(run *r, golden *g, float *out)
+{
+    float *logits = malloc(RUN_SEQS_MAX * (size_t)g->vocab * sizeof(float));
+    assert_non_null(logits);
+    for (bool more = true; more;) {
+        run_item items[RUN_SEQS_MAX];
+        int n = 0, row = 0;
+        for (int pass = 0; pass < 2; pass++) /* decodes first */
+            for (int i = 0; i < g->count; i++) {
+                run_seq *s = &g->seq[i];
+                int left = s->len - 8 - s->done;
+                bool decode = left <= 0 && s->done < s->len;
+                if (pass == 0 && decode)
+                    items[n++] = (run_item){s, 1, 1};
+                if (pass == 1 && left > 0 && random_below(4) > 0)
+                    items[n++] = (run_item){s, 1 + (int)random_below((uint32_t)left), 0};
+            }
+        if (n > 0)
+            run_step(r, items, n, logits);
+        for (int k = 0; k < n; k++) {
+            int i = (int)(items[k].seq - g->seq), at = g->seq[i].done - (g->seq[i].len - 8) - 1;
+            if (items[k].want)
+                memcpy(out + ((size_t)i * 8 + (size_t)at) * (size_t)g->vocab,
+                       logits + (size_t)row++ * (size_t)g->vocab, (size_t)g->vocab * sizeof(float));
+        }
+        more = false;
+        for (int i = 0; i < g->count; i++)
+            more = more || g->seq[i].done < g->seq[i].len;
+    }
+    free(logits);
+}
+
+static void judge(const golden *g, const run *r, const char *family, const char *what,
+                  const float *out, double gate)
+{
+    double worst = 0;
+    size_t n = 8 * (size_t)g->vocab;
+    int max = tm_model_info_get(r->model)->max_positions;
+    for (int i = 0; i < g->count; i++) {
+        if (g->seq[i].len > max)
+            continue;
+        double e = run_nmse(out + (size_t)i * n, g->logits + (size_t)i * n, n);
+        worst = e > worst ? e : worst;
+    }
+    printf("%-14s %-16s worst NMSE %.2g (gate %.0e)\n", family, what, worst, gate);
+    assert_true(worst < gate);
+}
+
+/* Families whose rope grows with the length are compared inside their own limit only. */
+static void check_family(const char *family)
+{
+    static const struct {
+        const char *dtype;
+        double gate;
+        int block_tokens;
+    } modes[] = {{"float32", 1e-6, 16}, {"bfloat16", 1e-3, 5}};
+    char name[128], dir[1024];
+    snprintf(name, sizeof(name), "families/%s", family);
+    const char *path = shared(name);
+    if (!path)
+        return;
+    snprintf(dir, sizeof(dir), "%s", path);
+    for (size_t i = 0; i < TM_ARRAY_LEN(modes); i++) {
+        run r;
+        golden g;
+        char what[64];
+        golden_load(&g, dir);
+        run_open(&r, dir, modes[i].dtype, modes[i].block_tokens, 1);
+        int max = tm_model_info_get(r.model)->max_positions;
+        while (g.count > 1 && g.seq[g.count - 1].len > max)
+            free((void *)(uintptr_t)g.seq[--g.count].ids);
+        for (int k = 0; k < g.count; k++)
+            if (g.seq[k].len > max)
+                g.seq[k].len = 8; /* too long for this context: its numbers are not judged */
+        size_t n = (size_t)g.count * 8 * (size_t)g.vocab;
+        float *out = calloc(n, sizeof(float));
+        assert_non_null(out);
+        feed_whole(&r, &g, out);
+        snprintf(what, sizeof(what), "%s whole", modes[i].dtype);
+        judge(&g, &r, family, what, out, modes[i].gate);
+        golden_reset(&g, &r);
+        memset(out, 0, n * sizeof(float));
+        feed_mixed(&r, &g, out);
+        snprintf(what, sizeof(what), "%s mixed", modes[i].dtype);
+        judge(&g, &r, family, what, out, modes[i].gate);
+        free(out);
+        run_close(&r);
+        golden_free(&g);
+    }
+}
+
+static void test_families(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "llama",   "llama3-d128", "llama3.1-rope", "codellama",  "deepseek-coder", "yi",
+        "mistral", "qwen1.5",     "qwen2-d64",     "qwen2-d128", "qwen2.5-yarn",   "internlm",
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(names); i++)
+        check_family(names[i]);
+}
+
+/* ---- several ranks ---- */
+
+#ifdef TM_MPIRUN
+/* The same ragged steps on every rank; rank 0 writes the logits. */
+static int rank_main(const char *dir, const char *dtype, int tp, const char *out_path)
+{
+    static const int lens[] = {40, 9, 23};
+    int32_t ids[3][40];
+    run_seq seq[3] = {{0}};
+    run r;
+    run_open(&r, dir, dtype, 16, tp);
+    int vocab = tm_model_info_get(r.model)->vocab;
+    for (int i = 0; i < 3; i++) {
+        for (int k = 0; k < 40; k++)
+            ids[i][k] = (i * 911 + k * 37 + 5) % vocab;
+        seq[i] = (run_seq){.ids = ids[i], .len = lens[i]};
+    }
+    float *logits = malloc(3 * 8 * (size_t)vocab * sizeof(float));
+    FILE *f = tm_comm_rank(r.comm) == 0 ? fopen(out_path, "wb") : NULL;
+    if (!logits || (tm_comm_rank(r.comm) == 0 && !f))
+        return 9;
+    run_item prefill[] = {{&seq[0], 30, 2}, {&seq[1], 4, 0}, {&seq[2], 18, 1}};
+    run_step(&r, prefill, 3, logits);
+    if (f)
+        fwrite(logits, sizeof(float), 3 * (size_t)vocab, f);
+    for (int k = 0; k < 5; k++) {
+        run_item items[] = {{&seq[0], 1, 1}, {&seq[1], 1, 1}, {&seq[2], 1, 1}};
+        run_step(&r, items, 3, logits);
+        if (f)
+            fwrite(logits, sizeof(float), 3 * (size_t)vocab, f);
+    }
+    free(logits);
+    if (f && fclose(f) != 0)
+        return 9;
+    run_close(&r);
+    return 0;
+}
+
+static float *ranks_logits(const char *dir, const char *dtype, int tp, size_t *n)
+{
+    char exe[512], cmd[3000], out[] = "/tmp/tm-model-test-XXXXXX";
+    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+    assert_true(len > 0);
+    exe[len] = '\0';
+    int fd = mkstemp(out);
+    assert_true(fd >= 0);
+    close(fd);
+    if (tp > 1)
+        snprintf(cmd, sizeof(cmd),
+                 "timeout -k 5 120 %s -n %d --oversubscribe --allow-run-as-root --bind-to none %s "
+                 "rank %s %s %d %s",
+                 TM_MPIRUN, tp, exe, dir, dtype, tp, out);
+    else
+        snprintf(cmd, sizeof(cmd), "timeout 120 %s rank %s %s 1 %s", exe, dir, dtype, out);
+    int rc = system(cmd);
+    assert_true(WIFEXITED(rc));
+    assert_int_equal(WEXITSTATUS(rc), 0);
+    char *data = NULL;
+    size_t bytes = 0;
+    assert_int_equal(tm_file_read(out, 64 << 20, &data, &bytes, NULL), TM_OK);
+    unlink(out);
+    *n = bytes / sizeof(float);
+    return (float *)(void *)data;
+}
+
+static void check_ranks(const char *dir, const char *dtype, int tp, double gate)
+{
+    size_t n1 = 0, n = 0;
+    float *one = ranks_logits(dir, dtype, 1, &n1), *many = ranks_logits(dir, dtype, tp, &n);
+    assert_true(n1 > 0 && n == n1);
+    double e = run_nmse(many, one, n);
+    printf("%s %s: tp %d against 1: NMSE %.2g\n", strrchr(dir, '/') + 1, dtype, tp, e);
+    assert_true(e < gate);
+    free(one);
+    free(many);
+}
+
+static void test_ranks_demo(void **state)
+{
+    (void)state;
+    check_ranks(DEMO, "float32", 2, 1e-9);
+    check_ranks(DEMO, "float32", 4, 1e-9);
+    check_ranks(DEMO, "bfloat16", 2, 1e-3);
+}
+
+/* Key heads replicated, odd vocabulary, biases, tied head, grouped queries, unequal heads. */
+static void test_ranks_families(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int tp;
+    } cases[] = {{"families/yi", 2},       {"families/llama3.1-rope", 4}, {"families/qwen2-d64", 2},
+                 {"families/internlm", 2}, {"families/mistral", 2},       {"stories260K", 4}};
+    for (size_t i = 0; i < TM_ARRAY_LEN(cases); i++) {
+        const char *dir = shared(cases[i].name);
+        if (dir)
+            check_ranks(dir, "float32", cases[i].tp, 1e-9);
+    }
+}
+#endif
+
+int main(int argc, char **argv)
+{
+#ifdef TM_MPIRUN
+    if (argc == 6 && strcmp(argv[1], "rank") == 0)
+        return rank_main(argv[2], argv[3], (int)strtol(argv[4], NULL, 10), argv[5]);
+#endif
+    (void)argc;
+    (void)argv;
+    const char *s = getenv("TM_SEED");
+    g_seed = s ? strtoull(s, NULL, 10) : (uint64_t)tm_clock_ns();
+    printf("seed %llu (TM_SEED repeats it)\n", (unsigned long long)g_seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_demo_info),  cmocka_unit_test(test_demo_f32),
+        cmocka_unit_test(test_demo_bf16),  cmocka_unit_test(test_stories),
+        cmocka_unit_test(test_families),
+#ifdef TM_MPIRUN
+        cmocka_unit_test(test_ranks_demo), cmocka_unit_test(test_ranks_families),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
