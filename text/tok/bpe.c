@@ -1,0 +1,343 @@
+/* Short pieces (nearly all) merge in a fixed array with a scan for the best pair: O(n^2) with n <= 48 and no
+ * allocation. Longer ones use a doubly linked list and a binary heap of candidate pairs whose stale entries
+ * are recognised when they surface: O(n log n), so that a megabyte without a space stays cheap. */
+#include "text/tok/bpe.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "text/tok/unicode.h"
+
+#define SHORT_SYMBOLS 48
+#define NO_RANK       UINT32_MAX
+
+void tm_bpe_init(tm_bpe *b, const tm_vocab *vocab)
+{
+    *b = (tm_bpe){.vocab = vocab, .unk = -1, .visible = INT32_MAX};
+    memset(b->byte_id, 0xFF, sizeof(b->byte_id));
+}
+
+void tm_bpe_deinit(tm_bpe *b)
+{
+    free(b->rules);
+    b->rules = NULL;
+}
+
+tm_status tm_bpe_reserve(tm_bpe *b, size_t rules, tm_err *err)
+{
+    size_t size = 16;
+    while (size < rules * 2)
+        size *= 2;
+    b->rules = malloc(size * sizeof(*b->rules));
+    if (!b->rules)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for %zu merges", rules);
+    memset(b->rules, 0xFF, size * sizeof(*b->rules));
+    b->mask = (uint32_t)(size - 1);
+    return TM_OK;
+}
+
+static inline uint32_t hash_pair(uint64_t pair)
+{
+    uint64_t h = (pair ^ pair >> 31) * 0xD6E8FEB86659FD93u;
+    return (uint32_t)(h >> 32);
+}
+
+static inline tm_bpe_rule *find_rule(const tm_bpe *b, uint64_t pair)
+{
+    for (uint32_t i = hash_pair(pair) & b->mask;; i = (i + 1) & b->mask) {
+        tm_bpe_rule *r = &b->rules[i];
+        if (r->pair == pair || r->pair == UINT64_MAX)
+            return r;
+    }
+}
+
+static inline uint64_t make_pair(int32_t left, int32_t right)
+{
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
+
+/* The rank of merging two neighbours and what it gives; NO_RANK when there is no rule. Symbols
+ * without an id (-1) never merge. */
+static inline uint32_t rank_of(const tm_bpe *b, int32_t left, int32_t right, int32_t *id)
+{
+    if ((left | right) < 0)
+        return NO_RANK;
+    const tm_bpe_rule *r = find_rule(b, make_pair(left, right));
+    if (r->pair == UINT64_MAX)
+        return NO_RANK;
+    *id = r->id;
+    return r->rank;
+}
+
+void tm_bpe_add(tm_bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id)
+{
+    tm_bpe_rule *r = find_rule(b, make_pair(left, right));
+    TM_ASSERT(b->count < b->mask);
+    b->count += r->pair == UINT64_MAX;
+    *r = (tm_bpe_rule){make_pair(left, right), rank, id};
+}
+
+/* ---- first symbols ------------------------------------------------------------------------------------ */
+
+/* Special tokens are cut out before the model; text that merely spells one must not become it. */
+static inline int32_t find_plain(const tm_vocab *v, const char *s, size_t len)
+{
+    int32_t id = tm_vocab_find(v, s, len);
+    return id >= 0 && (v->tokens[id].flags & TM_TOKEN_SPECIAL) ? -1 : id;
+}
+
+/* One step of cutting a piece into symbols: writes 1 id, or up to 4 by byte fallback. A character that has
+ * no id and no bytes becomes `unk` (-1 when there is none, dropped at the end). */
+static int next_symbols(const tm_bpe *b, const char *s, size_t *pos, int32_t out[4])
+{
+    if (b->bytes) {
+        out[0] = b->byte_id[(unsigned char)s[*pos]];
+        *pos += 1;
+        if (out[0] < 0)
+            out[0] = b->unk;
+        return 1;
+    }
+    size_t from = *pos;
+    tm_utf8_next(s, pos);
+    out[0] = find_plain(b->vocab, s + from, *pos - from);
+    if (out[0] >= 0)
+        return 1;
+    bool all = b->byte_fallback;
+    for (size_t i = from; all && i < *pos; i++) {
+        out[i - from] = b->byte_id[(unsigned char)s[i]];
+        all = out[i - from] >= 0;
+    }
+    if (all)
+        return (int)(*pos - from);
+    out[0] = b->unk;
+    return 1;
+}
+
+static void emit(const tm_bpe *b, int32_t id, int32_t *last, tm_ids *out)
+{
+    int32_t before = *last;
+    *last = id;
+    if (id < 0 || (b->fuse_unk && id == b->unk && before == b->unk))
+        return;
+    if (b->expand && (id >= b->visible || (b->vocab->tokens[id].flags & TM_TOKEN_HIDDEN)))
+        b->expand(b->expand_ctx, id, out);
+    else
+        tm_ids_push(out, id);
+}
+
+/* ---- short pieces --------------------------------------------------------------------------------------- */
+
+typedef struct short_symbol {
+    int32_t id;
+    uint32_t rank; /* of merging with the next symbol */
+    int32_t merged;
+} short_symbol;
+
+static void merge_short(const tm_bpe *b, short_symbol *s, int n, tm_ids *out)
+{
+    for (int i = 0; i + 1 < n; i++)
+        s[i].rank = rank_of(b, s[i].id, s[i + 1].id, &s[i].merged);
+    s[n - 1].rank = NO_RANK;
+    for (;;) {
+        int best = 0;
+        for (int i = 1; i < n; i++)
+            if (s[i].rank < s[best].rank)
+                best = i;
+        if (s[best].rank == NO_RANK)
+            break;
+        s[best].id = s[best].merged;
+        memmove(s + best + 1, s + best + 2, (size_t)(n - best - 2) * sizeof(*s));
+        n--;
+        s[best].rank =
+            best + 1 < n ? rank_of(b, s[best].id, s[best + 1].id, &s[best].merged) : NO_RANK;
+        if (best > 0)
+            s[best - 1].rank = rank_of(b, s[best - 1].id, s[best].id, &s[best - 1].merged);
+    }
+    int32_t last = -1;
+    for (int i = 0; i < n; i++)
+        emit(b, s[i].id, &last, out);
+}
+
+/* ---- long pieces ---------------------------------------------------------------------------------------- */
+
+typedef struct node {
+    int32_t id; /* INT32_MIN = merged away */
+    uint32_t prev, next;
+} node;
+
+/* A candidate is stale when one of its two symbols changed since it was made: ids only change by merging,
+ * so comparing both ids with the pair it was made from is enough. */
+typedef struct candidate {
+    uint32_t rank, left;
+    int32_t left_id, right_id, merged;
+} candidate;
+
+typedef struct long_work {
+    node *nodes;
+    uint32_t n, cap;
+    candidate *heap;
+    size_t heap_n, heap_cap;
+    bool failed;
+} long_work;
+
+#define NONE UINT32_MAX
+#define DEAD INT32_MIN
+
+static inline bool before(const candidate *a, const candidate *b)
+{
+    return a->rank != b->rank ? a->rank < b->rank : a->left < b->left;
+}
+
+static void heap_push(long_work *w, candidate c)
+{
+    if (w->heap_n == w->heap_cap) {
+        size_t cap = w->heap_cap ? w->heap_cap * 2 : 256;
+        candidate *h = realloc(w->heap, cap * sizeof(*h));
+        if (!h) {
+            w->failed = true;
+            return;
+        }
+        w->heap = h;
+        w->heap_cap = cap;
+    }
+    size_t i = w->heap_n++;
+    for (; i > 0 && before(&c, &w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = c;
+}
+
+static candidate heap_pop(long_work *w)
+{
+    candidate top = w->heap[0], c = w->heap[--w->heap_n];
+    size_t i = 0;
+    for (;;) {
+        size_t kid = 2 * i + 1;
+        if (kid >= w->heap_n)
+            break;
+        if (kid + 1 < w->heap_n && before(&w->heap[kid + 1], &w->heap[kid]))
+            kid++;
+        if (!before(&w->heap[kid], &c))
+            break;
+        w->heap[i] = w->heap[kid];
+        i = kid;
+    }
+    w->heap[i] = c;
+    return top;
+}
+
+static void consider(const tm_bpe *b, long_work *w, uint32_t left)
+{
+    if (left == NONE || w->nodes[left].next == NONE)
+        return;
+    candidate c = {
+        .left = left, .left_id = w->nodes[left].id, .right_id = w->nodes[w->nodes[left].next].id};
+    c.rank = rank_of(b, c.left_id, c.right_id, &c.merged);
+    if (c.rank != NO_RANK)
+        heap_push(w, c);
+}
+
+static void append_node(long_work *w, int32_t id)
+{
+    if (w->n == w->cap) {
+        uint32_t cap = w->cap ? w->cap * 2 : 256;
+        node *v = realloc(w->nodes, cap * sizeof(*v));
+        if (!v) {
+            w->failed = true;
+            return;
+        }
+        w->nodes = v;
+        w->cap = cap;
+    }
+    w->nodes[w->n] = (node){id, w->n ? w->n - 1 : NONE, NONE};
+    if (w->n)
+        w->nodes[w->n - 1].next = w->n;
+    w->n++;
+}
+
+static void merge_long(const tm_bpe *b, long_work *w)
+{
+    for (uint32_t i = 0; i < w->n && !w->failed; i++)
+        consider(b, w, i);
+    while (w->heap_n > 0 && !w->failed) {
+        candidate c = heap_pop(w);
+        node *l = &w->nodes[c.left];
+        if (l->id != c.left_id || l->next == NONE || w->nodes[l->next].id != c.right_id)
+            continue;
+        node *r = &w->nodes[l->next];
+        l->id = c.merged;
+        l->next = r->next;
+        r->id = DEAD;
+        if (l->next != NONE)
+            w->nodes[l->next].prev = c.left;
+        consider(b, w, l->prev);
+        consider(b, w, c.left);
+    }
+}
+
+static void encode_long(const tm_bpe *b, const char *s, size_t pos, size_t len,
+                        const short_symbol *head, int head_n, tm_ids *out)
+{
+    long_work w = {0};
+    for (int i = 0; i < head_n; i++)
+        append_node(&w, head[i].id);
+    while (pos < len && !w.failed) {
+        int32_t sym[4];
+        int n = next_symbols(b, s, &pos, sym);
+        for (int i = 0; i < n; i++)
+            append_node(&w, sym[i]);
+    }
+    if (!w.failed)
+        merge_long(b, &w);
+    int32_t last = -1;
+    for (uint32_t i = 0; i != NONE && !w.failed; i = w.nodes[i].next)
+        emit(b, w.nodes[i].id, &last, out);
+    out->failed |= w.failed;
+    free(w.nodes);
+    free(w.heap);
+}
+
+/* ---- one piece ------------------------------------------------------------------------------------------ */
+
+static void merge_piece(const tm_bpe *b, const char *piece, size_t len, tm_ids *out)
+{
+    short_symbol sym[SHORT_SYMBOLS + 4];
+    int n = 0;
+    size_t pos = 0;
+    while (pos < len && n < SHORT_SYMBOLS) {
+        int32_t ids[4];
+        int k = next_symbols(b, piece, &pos, ids);
+        for (int i = 0; i < k; i++)
+            sym[n++].id = ids[i];
+    }
+    if (pos < len)
+        encode_long(b, piece, pos, len, sym, n, out);
+    else if (n > 0)
+        merge_short(b, sym, n, out);
+}
+
+void tm_bpe_encode(const tm_bpe *b, const char *piece, size_t len, tm_ids *out)
+{
+    int32_t id = find_plain(b->vocab, piece, len);
+    if (id >= 0 && (b->whole_first || (b->vocab->tokens[id].flags & TM_TOKEN_WHOLE)))
+        tm_ids_push(out, id);
+    else
+        merge_piece(b, piece, len, out);
+}
+
+tm_status tm_bpe_finish(tm_bpe *b, tm_vocab *vocab, tm_err *err)
+{
+    tm_ids ids = {0};
+    for (int32_t id = 0; id < vocab->count && !ids.failed; id++) {
+        tm_token *t = &vocab->tokens[id];
+        if (!(t->flags & TM_TOKEN_USED) || (t->flags & TM_TOKEN_HIDDEN) || t->key_len == 0)
+            continue;
+        ids.n = 0;
+        merge_piece(b, tm_vocab_key(vocab, id), t->key_len, &ids);
+        if (ids.n == 1 && ids.v[0] == id)
+            t->flags |= TM_TOKEN_WHOLE;
+    }
+    bool failed = ids.failed;
+    tm_ids_deinit(&ids);
+    return failed ? TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for the vocabulary") : TM_OK;
+}
