@@ -42,9 +42,29 @@ static const tm_op_table g_ref_ops = {
     .gather_rows = tm_cpu_ref_gather_rows,
 };
 
+#ifdef TM_CPU_X86
+extern const tm_op_table tm_cpu_avx2_ops, tm_cpu_avx512_ops;
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
 /* Best last: "auto" takes the last one that the processor supports. */
 static const tm_cpu_isa g_isas[] = {
     {"ref", always, &g_ref_ops},
+#ifdef TM_CPU_X86
+    {"avx2", has_avx2, &tm_cpu_avx2_ops},
+    {"avx512", has_avx512, &tm_cpu_avx512_ops},
+#endif
 };
 
 const tm_cpu_isa *tm_cpu_isa_find(const char *name)

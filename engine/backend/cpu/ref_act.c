@@ -1,4 +1,7 @@
-/* The activation of the feed-forward part, gated (act(gate) * up) or plain. */
+/* The activation of the feed-forward part, gated (act(gate) * up) or plain.
+ *
+ * GELU is x/2 (1 + erf(x / sqrt 2)), or with tanh(u) for erf, u = sqrt(2 / pi) (x + 0.044715 x^3). Both are
+ * written so that the left tail does not cancel: 1 + erf(z) = erfc(-z), (1 + tanh(u)) / 2 = sigmoid(2u). */
 #include <math.h>
 
 #include "engine/backend/cpu/cpu.h"
@@ -7,11 +10,9 @@ static float act_value(tm_act_kind kind, float x)
 {
     switch (kind) {
     case TM_ACT_GELU_ERF:
-        return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case TM_ACT_GELU_TANH: {
-        float u = 0.79788456080286536f * (x + 0.044715f * x * x * x); /* sqrt(2 / pi) */
-        return 0.5f * x * (1.0f + tanhf(u));
-    }
+        return 0.5f * x * erfcf(x * -0.70710678118654752f);
+    case TM_ACT_GELU_TANH:
+        return x / (1.0f + expf(-2.0f * 0.79788456080286536f * (x + 0.044715f * x * x * x)));
     default:
         return x / (1.0f + expf(-x));
     }
