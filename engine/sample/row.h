@@ -1,0 +1,45 @@
+/* Loops over one row of V logits or weights. Pure leaf functions, written so that the compiler keeps them in
+ * vector registers; none allocates.
+ *
+ * A row is looked at in blocks of TM_ROW_BLOCK values: the per-block sums and maxima of the weights let later passes
+ * skip almost everything. */
+#ifndef TM_ENGINE_SAMPLE_ROW_H
+#define TM_ENGINE_SAMPLE_ROW_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TM_ROW_BLOCK 64
+
+/* Largest value; NaNs are passed over. -infinity for a row without numbers. */
+float tm_row_max(const float *x, int n);
+/* Lowest index of the largest value, which goes to *max; -1 and -infinity for a row without numbers. */
+int tm_row_argmax(const float *x, int n, float *max);
+
+/* exp(x), relative error below 3e-7, for x <= 0; 0 below -87 and for NaN. */
+float tm_row_exp(float x);
+
+/* w[i] = exp((x[i] - max) * scale); sums and maxima by block; returns the sum. Blocks: ceil(n / TM_ROW_BLOCK). */
+double tm_row_weights(const float *x, int n, float max, float scale, float *w, float *block_sum,
+                      float *block_max);
+/* ln(sum of exp(x)), with max = tm_row_max(x). */
+double tm_row_lse(const float *x, int n, float max);
+
+/* The k largest values of the row, largest first, lowest index first among equals. Returns how many: less than k for
+ * a shorter row; NaNs are left out. */
+int tm_row_top(const float *x, int n, int k, int32_t *ids, float *values);
+
+/* A leading part of the weights in the order (largest first, lowest index first among equals): all values above
+ * `least`, and the first `ties` ones equal to it. */
+typedef struct tm_row_cut {
+    float least;
+    int ties;
+} tm_row_cut;
+
+/* The k first ones (all, when there are fewer). Weights are in [0, 1]. */
+tm_row_cut tm_row_cut_count(const float *w, int n, int k);
+/* The shortest leading part whose sum reaches mass; at least one. */
+tm_row_cut tm_row_cut_mass(const float *w, int n, double mass);
+
+#endif

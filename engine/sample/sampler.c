@@ -1,0 +1,340 @@
+/* The sampling pipeline over one row.
+ *
+ * Cost for V logits: a maximum and an exponential pass, both in vector registers, then work in proportion to the
+ * tokens that can still be chosen. Filters do not sort: a lower bound on the surviving weights, known from the
+ * block sums and maxima, leaves a short list of candidates, and a radix selection cuts it. */
+#include "engine/sample/sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "engine/sample/philox.h"
+#include "engine/sample/row.h"
+#include "engine/sample/seen.h"
+
+#define GREEDY_BELOW 1e-5f
+
+struct tm_sampler {
+    tm_sampling p; /* logit_bias points to bias */
+    int vocab;
+    tm_logit_bias *bias;
+    int32_t *stop_ids;
+    int stop_count;
+    bool greedy, penalties, edits; /* edits: penalties or bias */
+    tm_seen seen;
+};
+
+struct tm_sample_space {
+    int vocab, blocks;
+    float *raw;    /* [V] logits before edits */
+    float *w;      /* [V] weights */
+    float *cand_w; /* [V] candidates in id order */
+    int32_t *cand_id;
+    float *block_sum, *block_max; /* [blocks] */
+    int32_t top_ids[TM_LOGPROBS_MAX];
+    float top_values[TM_LOGPROBS_MAX];
+};
+
+/* One rule per parameter; the comparisons are false for NaN. */
+tm_status tm_sampling_check(const tm_sampling *p, int vocab, tm_err *err)
+{
+    const struct {
+        const char *name;
+        double value, min, max;
+    } rules[] = {
+        {"temperature", (double)p->temperature, 0.0, 1e6},
+        {"top_k", p->top_k, 0.0, INT32_MAX},
+        {"top_p", (double)p->top_p, 0.0, 1.0},
+        {"min_p", (double)p->min_p, 0.0, 1.0},
+        {"repetition_penalty", (double)p->repetition_penalty, 1e-3, 1e3},
+        {"presence_penalty", (double)p->presence_penalty, -1e3, 1e3},
+        {"frequency_penalty", (double)p->frequency_penalty, -1e3, 1e3},
+        {"logprobs", p->logprobs, -1.0, TM_LOGPROBS_MAX},
+        {"prompt_logprobs", p->prompt_logprobs, -1.0, TM_LOGPROBS_MAX},
+        {"min_tokens", p->min_tokens, 0.0, INT32_MAX},
+        {"number of logit_bias entries", (double)p->logit_bias_count, 0.0, (double)vocab},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(rules); i++)
+        if (!(rules[i].value >= rules[i].min && rules[i].value <= rules[i].max))
+            return TM_FAIL(err, TM_STATUS_INVALID, "%s is %g, possible are %g to %g", rules[i].name,
+                           rules[i].value, rules[i].min, rules[i].max);
+    for (size_t i = 0; i < p->logit_bias_count; i++) {
+        const tm_logit_bias *b = &p->logit_bias[i];
+        if (b->token < 0 || b->token >= vocab || !(fabsf(b->bias) <= 1e6f))
+            return TM_FAIL(err, TM_STATUS_INVALID,
+                           "logit_bias of token %d is %g; ids are 0 to %d, biases -1e6 to 1e6",
+                           (int)b->token, (double)b->bias, vocab - 1);
+    }
+    return TM_OK;
+}
+
+static tm_status replay(tm_sampler *s, const tm_sampler_opts *o)
+{
+    if (!s->penalties)
+        return TM_OK;
+    for (int i = 0; i < o->n_tokens; i++)
+        TM_TRY(tm_seen_add(&s->seen, o->tokens[i], i >= o->n_prompt));
+    return TM_OK;
+}
+
+tm_status tm_sampler_create(tm_sampler **out, const tm_sampler_opts *o, tm_err *err)
+{
+    tm_sampler *s = calloc(1, sizeof(*s));
+    if (!s)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for a sampler");
+    const tm_sampling *p = o->params;
+    s->p = *p;
+    s->vocab = o->vocab;
+    tm_seen_init(&s->seen);
+    s->greedy = p->temperature < GREEDY_BELOW || p->top_k == 1 || p->top_p == 0.0f;
+    s->penalties = p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f ||
+                   p->frequency_penalty != 0.0f;
+    s->edits = s->penalties || p->logit_bias_count > 0;
+    s->bias = malloc((p->logit_bias_count + 1) * sizeof(*s->bias));
+    s->stop_ids = malloc(((size_t)o->stop_count + 1) * sizeof(*s->stop_ids));
+    if (!s->bias || !s->stop_ids || replay(s, o) != TM_OK) {
+        tm_sampler_destroy(s);
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for a sampler");
+    }
+    if (p->logit_bias_count)
+        memcpy(s->bias, p->logit_bias, p->logit_bias_count * sizeof(*s->bias));
+    s->p.logit_bias = s->bias;
+    for (int i = 0; i < o->stop_count; i++)
+        if (o->stop_ids[i] >= 0 && o->stop_ids[i] < o->vocab)
+            s->stop_ids[s->stop_count++] = o->stop_ids[i];
+    *out = s;
+    return TM_OK;
+}
+
+void tm_sampler_destroy(tm_sampler *s)
+{
+    if (!s)
+        return;
+    tm_seen_deinit(&s->seen);
+    free(s->bias);
+    free(s->stop_ids);
+    free(s);
+}
+
+tm_status tm_sampler_accept(tm_sampler *s, int32_t token)
+{
+    return s->penalties ? tm_seen_add(&s->seen, token, true) : TM_OK;
+}
+
+tm_status tm_sample_space_create(tm_sample_space **out, int vocab, tm_err *err)
+{
+    tm_sample_space *sp = calloc(1, sizeof(*sp));
+    if (!sp)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for a sampling workspace");
+    size_t v = (size_t)vocab, blocks = (v + TM_ROW_BLOCK - 1) / TM_ROW_BLOCK;
+    sp->vocab = vocab;
+    sp->blocks = (int)blocks;
+    sp->raw = malloc(v * sizeof(float));
+    sp->w = malloc(v * sizeof(float));
+    sp->cand_w = malloc(v * sizeof(float));
+    sp->cand_id = malloc(v * sizeof(int32_t));
+    sp->block_sum = malloc(blocks * sizeof(float));
+    sp->block_max = malloc(blocks * sizeof(float));
+    if (!sp->raw || !sp->w || !sp->cand_w || !sp->cand_id || !sp->block_sum || !sp->block_max) {
+        tm_sample_space_destroy(sp);
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory to sample from %d logits", vocab);
+    }
+    *out = sp;
+    return TM_OK;
+}
+
+void tm_sample_space_destroy(tm_sample_space *sp)
+{
+    if (!sp)
+        return;
+    free(sp->raw);
+    free(sp->w);
+    free(sp->cand_w);
+    free(sp->cand_id);
+    free(sp->block_sum);
+    free(sp->block_max);
+    free(sp);
+}
+
+tm_status tm_logprobs_of(tm_sample_space *sp, const float *row, int32_t token, int top,
+                         tm_logprobs *out)
+{
+    float max = tm_row_max(row, sp->vocab);
+    if (!isfinite(max))
+        return TM_STATUS_INTERNAL;
+    double lse = tm_row_lse(row, sp->vocab, max);
+    int count = tm_row_top(row, sp->vocab, top, sp->top_ids, sp->top_values);
+    for (int i = 0; i < count; i++)
+        sp->top_values[i] = (float)((double)sp->top_values[i] - lse);
+    *out = (tm_logprobs){.logprob = token < 0 ? 0.0f : (float)((double)row[token] - lse),
+                         .top_count = count,
+                         .top_ids = sp->top_ids,
+                         .top_logprobs = sp->top_values};
+    return TM_OK;
+}
+
+/* Penalties: the repetition one as transformers has it, the other two as OpenAI's reference says. */
+static void edit_row(const tm_sampler *s, float *row)
+{
+    const tm_sampling *p = &s->p;
+    for (int i = 0; i < s->seen.count; i++) {
+        const tm_seen_token *t = &s->seen.list[i];
+        float x = row[t->token];
+        x = x > 0.0f ? x / p->repetition_penalty : x * p->repetition_penalty;
+        if (t->generated > 0)
+            x -= p->frequency_penalty * (float)t->generated + p->presence_penalty;
+        row[t->token] = x;
+    }
+    for (size_t i = 0; i < p->logit_bias_count; i++)
+        row[s->bias[i].token] += s->bias[i].bias;
+}
+
+/* Copies the weights that are at least `floor` to the candidates; whole blocks below it are passed over. */
+static int gather(tm_sample_space *sp, float floor)
+{
+    int n = 0;
+    for (int b = 0; b < sp->blocks; b++) {
+        if (sp->block_max[b] < floor)
+            continue;
+        int end = TM_MIN((b + 1) * TM_ROW_BLOCK, sp->vocab);
+        for (int i = b * TM_ROW_BLOCK; i < end; i++) {
+            sp->cand_w[n] = sp->w[i];
+            sp->cand_id[n] = i;
+            n += sp->w[i] >= floor;
+        }
+    }
+    return n;
+}
+
+/* Keeps the candidates above the cut, in order; returns how many. */
+static int apply_cut(tm_sample_space *sp, int n, tm_row_cut cut)
+{
+    int kept = 0, ties = cut.ties;
+    for (int i = 0; i < n; i++) {
+        float w = sp->cand_w[i];
+        bool equal = w == cut.least && ties > 0;
+        ties -= equal;
+        sp->cand_w[kept] = w;
+        sp->cand_id[kept] = sp->cand_id[i];
+        kept += w > cut.least || equal;
+    }
+    return kept;
+}
+
+static double sum_of(const float *w, int n)
+{
+    double sum = 0.0;
+    for (int i = 0; i < n; i++)
+        sum += (double)w[i];
+    return sum;
+}
+
+/* A weight below which no survivor of top-k and top-p lies.
+ * top-k: k blocks have a maximum of at least the k-th largest block maximum, hence so have k tokens.
+ * top-p: all tokens below (1 - p) * total / V together weigh less than what top-p leaves out; half of it
+ * covers rounding. Valid only when top-k does not change the total. */
+static float candidate_floor(const tm_sampler *s, const tm_sample_space *sp, double total)
+{
+    float floor = 0.0f;
+    if (s->p.top_k > 0 && s->p.top_k <= sp->blocks)
+        floor = tm_row_cut_count(sp->block_max, sp->blocks, s->p.top_k).least;
+    else if (s->p.top_k == 0 && s->p.top_p < 1.0f)
+        floor = (float)(0.5 * (1.0 - (double)s->p.top_p) * total / sp->vocab);
+    else if (s->p.top_k == 0)
+        floor = s->p.min_p;
+    return floor;
+}
+
+static int filter(const tm_sampler *s, tm_sample_space *sp, double total)
+{
+    int n = gather(sp, candidate_floor(s, sp, total));
+    if (s->p.top_k > 0 && s->p.top_k < n) {
+        n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k));
+        total = sum_of(sp->cand_w, n);
+    }
+    if (s->p.top_p < 1.0f)
+        n = apply_cut(sp, n, tm_row_cut_mass(sp->cand_w, n, (double)s->p.top_p * total));
+    if (s->p.min_p > 0.0f) /* the largest weight is 1 */
+        n = apply_cut(sp, n, (tm_row_cut){s->p.min_p, n});
+    return n;
+}
+
+/* The first index where the running sum passes u * total; rounding at the end falls back to the last
+ * positive weight. */
+static int walk(const float *w, int n, double target, double *passed)
+{
+    int last = -1;
+    for (int i = 0; i < n; i++) {
+        if (!(w[i] > 0.0f))
+            continue;
+        last = i;
+        *passed += (double)w[i];
+        if (*passed > target)
+            break;
+    }
+    return last;
+}
+
+static int32_t draw_plain(const tm_sample_space *sp, double target)
+{
+    double passed = 0.0;
+    int b = 0, last = 0;
+    for (; b < sp->blocks; b++) {
+        if (!(sp->block_sum[b] > 0.0f))
+            continue;
+        last = b;
+        if (passed + (double)sp->block_sum[b] > target)
+            break;
+        passed += (double)sp->block_sum[b];
+    }
+    int from = last * TM_ROW_BLOCK;
+    return from + walk(sp->w + from, TM_MIN(TM_ROW_BLOCK, sp->vocab - from), target, &passed);
+}
+
+static int32_t draw(const tm_sampler *s, tm_sample_space *sp, const float *row, float max,
+                    int position)
+{
+    double total = tm_row_weights(row, sp->vocab, max, 1.0f / s->p.temperature, sp->w,
+                                  sp->block_sum, sp->block_max);
+    double u = tm_philox_uniform(s->p.seed, s->p.choice, (uint32_t)position);
+    if (s->p.top_k == 0 && s->p.top_p >= 1.0f && s->p.min_p <= 0.0f)
+        return draw_plain(sp, u * total);
+    int n = filter(s, sp, total);
+    double passed = 0.0;
+    return sp->cand_id[walk(sp->cand_w, n, u * sum_of(sp->cand_w, n), &passed)];
+}
+
+/* Penalties, bias and masked stop ids into the row; the index of its maximum. */
+static int prepare(const tm_sampler *s, float *row, bool mask, float *max)
+{
+    if (s->edits)
+        edit_row(s, row);
+    for (int i = 0; mask && i < s->stop_count; i++)
+        row[s->stop_ids[i]] = -INFINITY;
+    return tm_row_argmax(row, s->vocab, max);
+}
+
+tm_status tm_sampler_draw(tm_sampler *s, tm_sample_space *sp, float *row, int position,
+                          int32_t *token, tm_logprobs *lp)
+{
+    TM_ASSERT(s->vocab == sp->vocab);
+    bool mask = position < s->p.min_tokens && s->stop_count > 0;
+    bool wants = lp && s->p.logprobs >= 0;
+    const float *raw = row;
+    if (wants && (s->edits || mask)) {
+        memcpy(sp->raw, row, (size_t)s->vocab * sizeof(*row));
+        raw = sp->raw;
+    }
+    float max;
+    int32_t chosen = prepare(s, row, mask, &max);
+    if (!isfinite(max))
+        return TM_STATUS_INTERNAL;
+    if (!s->greedy)
+        chosen = draw(s, sp, row, max, position);
+    if (wants)
+        TM_TRY(tm_logprobs_of(sp, raw, chosen, s->p.logprobs, lp));
+    *token = chosen;
+    return TM_OK;
+}

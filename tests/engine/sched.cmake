@@ -1,0 +1,3 @@
+# Cache, scheduler, sampler and the engine around a fake model.
+tm_test(cache_test SOURCES cache_test.c LIBS tm_engine)
+tm_test(sched_test SOURCES sched_test.c sched_check.c LIBS tm_engine)

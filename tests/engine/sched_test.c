@@ -1,0 +1,645 @@
+/* The scheduler against a fake model under random schedules.
+ *
+ * The fake model's KV cache is what the real one's is, a place per (block, slot); it stores token and position.
+ * A sampled token is a hash of everything that the block table leads to, so a wrong, stale or doubly owned block
+ * changes the answer. Every sequence must give exactly the tokens that its history alone determines, whatever
+ * was preempted, cached, shared or cancelled around it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/check.h"
+#include "common/hash.h"
+#include "engine/sched/sched.h"
+#include "tests/engine/rng.h"
+#include "tests/engine/sched_check.h"
+
+enum { VOCAB = 50, MODEL_STOP = 7 };
+
+typedef struct slot {
+    int32_t token, position;
+} slot;
+
+/* What a client asked for and what it has seen. */
+typedef struct client {
+    tm_seq *seq;
+    int32_t prompt[512];
+    int n_prompt, n_given, n_seen, max_tokens, rows_from, rows_to, rows_seen;
+    int32_t expected[512]; /* undisturbed answer */
+    int n_expected;
+    bool submitted, finished, cancelled;
+    uint64_t submit_step, finish_step;
+} client;
+
+typedef struct world {
+    tm_sched *s;
+    tm_sched_opts o;
+    tm_seq_limits limits;
+    tm_plan_buf buf;
+    slot *kv;
+    int32_t *sampled;
+    uint64_t step;
+    client *clients;
+    int n_clients;
+    int max_seen_tokens;
+} world;
+
+static const int32_t model_stops[] = {MODEL_STOP};
+
+static int32_t next_token(const int32_t *tokens, int n)
+{
+    return (int32_t)(tm_hash64(tokens, (size_t)n * sizeof(*tokens), 99) % VOCAB);
+}
+
+static void world_open(world *w, const tm_sched_opts *o, int max_len, bool caching)
+{
+    memset(w, 0, sizeof(*w));
+    w->o = *o;
+    w->limits = (tm_seq_limits){.max_len = TM_MIN(max_len, o->n_blocks * o->block_tokens),
+                                .block_tokens = o->block_tokens,
+                                .digest = "fake",
+                                .stop_ids = model_stops,
+                                .stop_count = 1,
+                                .prefix_caching = caching};
+    tm_plan_limits pl = {.max_tokens = o->max_step_tokens + o->max_seqs,
+                         .max_seqs = o->max_seqs,
+                         .max_blocks = o->n_blocks,
+                         .max_logits = o->max_seqs + o->max_prompt_rows,
+                         .vocab = VOCAB,
+                         .n_blocks = o->n_blocks,
+                         .block_tokens = o->block_tokens};
+    assert_int_equal(tm_sched_create(&w->s, o, NULL), TM_OK);
+    assert_int_equal(tm_plan_buf_init(&w->buf, &pl, NULL), TM_OK);
+    w->kv = calloc((size_t)(o->n_blocks * o->block_tokens), sizeof(*w->kv));
+    w->sampled = calloc((size_t)o->max_seqs, sizeof(*w->sampled));
+    assert_true(w->kv && w->sampled);
+}
+
+static void world_close(world *w)
+{
+    tm_sched_stats st;
+    assert_null(tm_sched_any(w->s));
+    tm_sched_stats_get(w->s, &st);
+    assert_int_equal(st.blocks_used, 0);
+    assert_int_equal(st.running + st.waiting, 0);
+    assert_int_equal(st.waiting_tokens, 0);
+    sched_check(w->s);
+    tm_sched_destroy(w->s);
+    tm_plan_buf_deinit(&w->buf);
+    free(w->kv);
+    free(w->sampled);
+}
+
+static tm_status submit(world *w, client *c, const tm_seq_opts *base)
+{
+    tm_seq_opts o = *base;
+    o.prompt = c->prompt;
+    o.prompt_len = (size_t)c->n_prompt;
+    o.max_tokens = c->max_tokens;
+    o.rows_from = c->rows_from;
+    o.rows_to = c->rows_to;
+    o.user = c;
+    c->rows_seen = c->rows_from;
+    tm_status st = tm_seq_create(&c->seq, &o, &w->limits, NULL);
+    if (st != TM_OK)
+        return st;
+    st = tm_sched_submit(w->s, c->seq, NULL);
+    if (st != TM_OK) {
+        tm_seq_destroy(c->seq);
+        c->seq = NULL;
+        return st;
+    }
+    c->submitted = true;
+    c->submit_step = w->step;
+    /* The answer that nothing disturbed. */
+    int32_t all[1024];
+    memcpy(all, c->prompt, (size_t)c->n_prompt * sizeof(*all));
+    int n = c->n_prompt, limit = TM_MIN(w->limits.max_len, c->n_prompt + c->max_tokens);
+    c->n_expected = 0;
+    while (n < limit) {
+        all[n] = next_token(all, n);
+        c->expected[c->n_expected++] = all[n++];
+        bool stop = all[n - 1] == MODEL_STOP && !base->ignore_eos;
+        for (size_t i = 0; i < base->stop_count; i++)
+            stop |= all[n - 1] == base->stop_ids[i];
+        if (stop && c->n_expected > base->min_tokens)
+            break;
+    }
+    if (base->generated_len) {
+        assert_true((int)base->generated_len <= c->n_expected);
+        c->n_seen = c->n_given = (int)base->generated_len;
+    }
+    return TM_OK;
+}
+
+static void expect_row(const world *w, const tm_batch *b, int i, int row)
+{
+    int pos = b->positions[row];
+    assert_true(row >= b->seq_begin[i] && row < b->seq_begin[i + 1]);
+    assert_true(pos < b->kv_len[i]);
+    (void)w;
+}
+
+/* The token that follows a row, from what the cache holds. */
+static int32_t fake_logits(const world *w, const tm_batch *b, int i, int row)
+{
+    int32_t history[1024];
+    const int32_t *blocks = b->blocks + i * b->max_blocks;
+    expect_row(w, b, i, row);
+    for (int p = 0; p <= b->positions[row]; p++) {
+        const slot *s =
+            &w->kv[blocks[p / w->o.block_tokens] * w->o.block_tokens + p % w->o.block_tokens];
+        assert_int_equal(s->position, p);
+        history[p] = s->token;
+    }
+    return next_token(history, b->positions[row] + 1);
+}
+
+static void fake_forward(world *w, const tm_batch *b)
+{
+    for (int i = 0; i < b->n_seqs; i++)
+        for (int r = b->seq_begin[i]; r < b->seq_begin[i + 1]; r++) {
+            int p = b->positions[r], bt = w->o.block_tokens;
+            w->kv[b->blocks[i * b->max_blocks + p / bt] * bt + p % bt] = (slot){b->tokens[r], p};
+        }
+}
+
+/* Blocks written in this step belong to one sequence each. */
+static void check_writes(const world *w, const tm_batch *b)
+{
+    int owner[4096];
+    memset(owner, 0xff, sizeof(owner));
+    assert_true(w->o.n_blocks <= 4096);
+    for (int i = 0; i < b->n_seqs; i++)
+        for (int p = b->positions[b->seq_begin[i]]; p < b->kv_len[i]; p++) {
+            int32_t block = b->blocks[i * b->max_blocks + p / w->o.block_tokens];
+            assert_true(owner[block] == -1 || owner[block] == i);
+            owner[block] = i;
+        }
+}
+
+static void check_budget(const world *w, const tm_step *step)
+{
+    int decodes = 0;
+    for (int i = 0; i < step->n_seqs; i++)
+        decodes += step->seqs[i].rows == 1;
+    assert_int_equal(decodes, step->n_decode);
+    int least = TM_MIN(w->o.block_tokens, w->o.max_step_tokens);
+    int generating = step->n_tokens - step->n_prefill_tokens;
+    assert_true(step->n_prefill_tokens <= TM_MAX(w->o.max_step_tokens - generating, least));
+    assert_true(step->n_seqs <= w->o.max_seqs);
+    assert_true(step->n_logits <= w->o.max_seqs + w->o.max_prompt_rows);
+}
+
+static void take_rows(world *w, const tm_batch *b, const tm_step *step, int i)
+{
+    const tm_step_seq *e = &step->seqs[i];
+    client *c = e->seq->user;
+    for (int k = 0; k < e->prompt_rows; k++) {
+        int row = b->logit_rows[e->first_logit + k];
+        assert_int_equal(b->positions[row], e->prompt_pos + k);
+        assert_int_equal(c->rows_seen, e->prompt_pos + k); /* each position once, in order */
+        c->rows_seen++;
+        assert_int_equal(fake_logits(w, b, i, row), next_token(c->prompt, e->prompt_pos + k + 1));
+    }
+    w->sampled[i] = TM_SAMPLED_NONE;
+    if (e->sample_logit >= 0) {
+        int row = b->logit_rows[e->sample_logit];
+        assert_int_equal(row, b->seq_begin[i + 1] - 1);
+        w->sampled[i] = fake_logits(w, b, i, row);
+        assert_true(c->n_seen < c->n_expected);
+        assert_int_equal(w->sampled[i], c->expected[c->n_seen]);
+        c->n_seen++;
+    }
+}
+
+static void finish(world *w, tm_step_seq *e)
+{
+    client *c = e->seq->user;
+    assert_false(c->finished || c->cancelled);
+    c->finished = true;
+    c->finish_step = w->step;
+    assert_int_equal(c->n_seen, c->n_expected);
+    assert_int_equal(c->rows_seen, c->rows_to);
+    tm_seq_destroy(e->seq);
+    c->seq = NULL;
+}
+
+static int run_step(world *w)
+{
+    tm_step step;
+    tm_batch b;
+    tm_plan_kind kind;
+    uint64_t number;
+    tm_err err = TM_ERR_INIT;
+    tm_sched_plan(w->s, ++w->step, &w->buf, &step);
+    if (step.n_tokens == 0)
+        return 0;
+    if (tm_plan_parse(&w->buf, w->buf.len, &kind, &number, &b, &err) != TM_OK)
+        fail_msg("%s", err.msg);
+    assert_int_equal(number, w->step);
+    check_budget(w, &step);
+    check_writes(w, &b);
+    fake_forward(w, &b);
+    for (int i = 0; i < step.n_seqs; i++)
+        take_rows(w, &b, &step, i);
+    tm_sched_retire(w->s, &step, w->sampled);
+    for (int i = 0; i < step.n_seqs; i++)
+        if (step.seqs[i].end != TM_SEQ_GOES_ON)
+            finish(w, &step.seqs[i]);
+    w->max_seen_tokens = TM_MAX(w->max_seen_tokens, step.n_tokens);
+    return step.n_tokens;
+}
+
+static void drain(world *w)
+{
+    int64_t left = 200000;
+    while (run_step(w) > 0)
+        assert_true(--left > 0);
+}
+
+/* ---- random schedules */
+
+static void random_client(world *w, rng *r, client *c, tm_seq_opts *o, int32_t *given)
+{
+    static const int32_t stops[] = {11, 12};
+    memset(o, 0, sizeof(*o));
+    int bt = w->o.block_tokens, family = rng_below(r, 3);
+    int most = TM_MIN(w->limits.max_len - 1, 8 * bt);
+    c->n_prompt = rng_between(r, 1, most);
+    for (int i = 0; i < c->n_prompt; i++) /* families share prefixes of various lengths */
+        c->prompt[i] = (int32_t)((family * 5 + i * 3) % VOCAB);
+    if (rng_below(r, 3) == 0)
+        c->prompt[rng_below(r, c->n_prompt)] = rng_below(r, VOCAB);
+    c->max_tokens = rng_below(r, 10) == 0 ? 0 : rng_between(r, 1, 5 * bt);
+    c->rows_from = c->rows_to = 0;
+    if (rng_below(r, 4) == 0) {
+        c->rows_from = rng_below(r, c->n_prompt);
+        c->rows_to = rng_between(r, c->rows_from, c->n_prompt);
+    }
+    o->priority = rng_below(r, 5) == 0 ? rng_between(r, -1, 1) : 0;
+    o->salt = (uint64_t)rng_below(r, 2);
+    o->ignore_eos = rng_below(r, 4) == 0;
+    o->min_tokens = rng_below(r, 4) == 0 ? rng_between(r, 1, 10) : 0;
+    o->stop_ids = stops;
+    o->stop_count = (size_t)rng_below(r, 3);
+    if (rng_below(r, 4) == 0 && c->max_tokens > 1) { /* continuation: some of the answer is there */
+        int32_t all[1024];
+        memcpy(all, c->prompt, (size_t)c->n_prompt * sizeof(*all));
+        int n = rng_below(r, TM_MIN(c->max_tokens, w->limits.max_len - c->n_prompt));
+        for (int i = 0; i < n; i++) {
+            all[c->n_prompt + i] = given[i] = next_token(all, c->n_prompt + i);
+            if (given[i] == MODEL_STOP || given[i] == 11 || given[i] == 12)
+                return;
+        }
+        o->generated = given;
+        o->generated_len = (size_t)n;
+    }
+}
+
+static void cancel_some(world *w, rng *r)
+{
+    client *c = &w->clients[rng_below(r, w->n_clients)];
+    if (!c->seq)
+        return;
+    tm_sched_cancel(w->s, c->seq);
+    tm_seq_destroy(c->seq);
+    c->seq = NULL;
+    c->cancelled = true;
+}
+
+static void one_schedule(uint64_t seed)
+{
+    enum { CLIENTS = 24 };
+    rng r = {seed};
+    int bt = 1 << rng_between(&r, 1, 4);
+    tm_sched_opts o = {.max_seqs = rng_between(&r, 1, 8),
+                       .max_step_tokens = rng_between(&r, 1, 40),
+                       .max_prompt_rows = rng_between(&r, 1, 8),
+                       .queue_max = rng_between(&r, 3, 30),
+                       .n_blocks = rng_between(&r, 3, 40),
+                       .block_tokens = bt};
+    world w;
+    world_open(&w, &o, rng_between(&r, bt + 2, 20 * bt), rng_below(&r, 4) != 0);
+    w.clients = calloc(CLIENTS, sizeof(*w.clients));
+    w.n_clients = CLIENTS;
+    int next = 0;
+    while (next < CLIENTS) {
+        for (int n = rng_below(&r, 4); n > 0 && next < CLIENTS; n--, next++) {
+            tm_seq_opts so;
+            int32_t given[512];
+            random_client(&w, &r, &w.clients[next], &so, given);
+            tm_status st = submit(&w, &w.clients[next], &so);
+            assert_true(st == TM_OK || st == TM_STATUS_BUSY);
+        }
+        if (rng_below(&r, 10) == 0)
+            cancel_some(&w, &r);
+        for (int n = rng_below(&r, 12); n > 0; n--)
+            run_step(&w);
+        sched_check(w.s);
+    }
+    drain(&w);
+    for (int i = 0; i < CLIENTS; i++) {
+        const client *c = &w.clients[i];
+        assert_int_equal(c->submitted, c->finished || c->cancelled);
+    }
+    world_close(&w);
+    free(w.clients);
+}
+
+static void test_random_schedules(void **state)
+{
+    (void)state;
+    uint64_t seed = rng_seed("random_schedules", 1);
+    for (uint64_t i = 0; i < 4000; i++)
+        one_schedule(seed * 1000003 + i);
+}
+
+/* ---- single properties */
+
+static client *add_client(world *w, int index, int n_prompt, int max_tokens, int first,
+                          tm_seq_opts *o)
+{
+    client *c = &w->clients[index];
+    c->n_prompt = n_prompt;
+    c->max_tokens = max_tokens;
+    for (int i = 0; i < n_prompt; i++)
+        c->prompt[i] = (first + i) % VOCAB;
+    assert_int_equal(submit(w, c, o), TM_OK);
+    return c;
+}
+
+static const tm_sched_opts small = {.max_seqs = 8,
+                                    .max_step_tokens = 32,
+                                    .max_prompt_rows = 8,
+                                    .queue_max = 64,
+                                    .n_blocks = 64,
+                                    .block_tokens = 8};
+
+static void test_siblings_share(void **state)
+{
+    (void)state;
+    client clients[6] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {.ignore_eos = true};
+    for (int i = 0; i < 6; i++)
+        add_client(&w, i, 70, 4, 0, &o);
+    drain(&w);
+    assert_int_equal(clients[0].finished, true);
+    world_close(&w);
+
+    /* The same again, watching the work done: one prompt of 70, and for the others 70 - 64 tokens each. */
+    memset(clients, 0, sizeof(clients));
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    for (int i = 0; i < 6; i++)
+        add_client(&w, i, 70, 4, 0, &o);
+    int tokens = 0, n;
+    while ((n = run_step(&w)) > 0)
+        tokens += n;
+    assert_int_equal(tokens, 70 + 5 * (70 - 64) + 6 * 3);
+    world_close(&w);
+}
+
+static void test_full_hit_computes_last_block(void **state)
+{
+    (void)state;
+    client clients[2] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {.ignore_eos = true};
+    add_client(&w, 0, 64, 1, 0, &o);
+    drain(&w);
+    add_client(&w, 1, 64, 1, 0, &o);
+    assert_int_equal(run_step(&w), 8); /* every block is cached; the last one is computed again */
+    assert_int_equal(run_step(&w), 0);
+    world_close(&w);
+}
+
+/* Prompt scoring needs rows 40..: cached blocks may serve the positions before. */
+static void test_scoring_bypasses_cache(void **state)
+{
+    (void)state;
+    client clients[2] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {0};
+    add_client(&w, 0, 64, 0, 0, &o);
+    drain(&w);
+    clients[1].rows_from = 40;
+    clients[1].rows_to = 64;
+    add_client(&w, 1, 64, 0, 0, &o);
+    int tokens = 0, n, steps = 0;
+    for (; (n = run_step(&w)) > 0; steps++)
+        tokens += n;
+    assert_int_equal(tokens, 24);
+    assert_int_equal(steps, 3); /* at most 8 prompt rows a step */
+    assert_true(clients[1].finished);
+    world_close(&w);
+}
+
+static void test_salt_separates(void **state)
+{
+    (void)state;
+    client clients[2] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {.ignore_eos = true, .salt = 1};
+    add_client(&w, 0, 32, 1, 0, &o);
+    drain(&w);
+    o.salt = 2;
+    add_client(&w, 1, 32, 1, 0, &o);
+    assert_int_equal(run_step(&w), 32);
+    drain(&w);
+    world_close(&w);
+}
+
+static void test_queue_bound(void **state)
+{
+    (void)state;
+    client clients[4] = {0};
+    tm_sched_opts so = small;
+    so.queue_max = 2;
+    world w;
+    world_open(&w, &so, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {0};
+    add_client(&w, 0, 5, 5, 0, &o);
+    add_client(&w, 1, 5, 5, 0, &o);
+    clients[2].n_prompt = 5;
+    clients[2].max_tokens = 5;
+    assert_int_equal(submit(&w, &clients[2], &o), TM_STATUS_BUSY);
+    run_step(&w); /* both run now */
+    assert_int_equal(submit(&w, &clients[2], &o), TM_OK);
+    drain(&w);
+    world_close(&w);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    world w;
+    world_open(&w, &small, 100, true);
+    client c = {.n_prompt = 101, .max_tokens = 0};
+    tm_seq_opts o = {0};
+    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    c.n_prompt = 100;
+    c.max_tokens = 1; /* no room for one more */
+    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    c.n_prompt = 0;
+    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    c.n_prompt = 10;
+    c.max_tokens = -1;
+    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    c.max_tokens = 5;
+    o.generated = c.prompt;
+    o.generated_len = 6;
+    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    o.generated_len = 0;
+    c.n_prompt = 100;
+    c.max_tokens = 0;
+    assert_int_equal(submit(&w, &c, &o), TM_OK);
+    w.clients = &c;
+    drain(&w);
+    assert_true(c.finished);
+    world_close(&w);
+}
+
+/* The pool holds two long sequences, not four: some are preempted, and all answers stay what they are. */
+static void test_preemption(void **state)
+{
+    (void)state;
+    client clients[4] = {0};
+    tm_sched_opts so = small;
+    so.n_blocks = 20;
+    world w;
+    world_open(&w, &so, 160, true);
+    w.clients = clients;
+    tm_seq_opts o = {.ignore_eos = true};
+    for (int i = 0; i < 4; i++)
+        add_client(&w, i, 16, 60, i * 9, &o);
+    drain(&w);
+    tm_sched_stats st;
+    tm_sched_stats_get(w.s, &st);
+    assert_true(st.preemptions > 0);
+    for (int i = 1; i < 4; i++) /* the oldest is never the victim */
+        assert_true(clients[0].finish_step <= clients[i].finish_step);
+    world_close(&w);
+}
+
+static void test_priority(void **state)
+{
+    (void)state;
+    client clients[4] = {0};
+    tm_sched_opts so = small;
+    so.max_seqs = 1;
+    world w;
+    world_open(&w, &so, 160, true);
+    w.clients = clients;
+    tm_seq_opts low = {.ignore_eos = true}, high = {.ignore_eos = true, .priority = 5};
+    add_client(&w, 0, 16, 40, 0, &low);
+    add_client(&w, 1, 16, 10, 9, &low);
+    run_step(&w);
+    run_step(&w);
+    add_client(&w, 2, 16, 10, 18, &high); /* takes the only place from a lower priority */
+    drain(&w);
+    assert_true(clients[2].finish_step < clients[0].finish_step);
+    assert_true(clients[0].finish_step < clients[1].finish_step);
+    world_close(&w);
+}
+
+/* A stream of higher-priority requests cannot keep a lower one out for ever. */
+static void test_no_starvation(void **state)
+{
+    (void)state;
+    enum { N = 6000 };
+    client *clients = calloc(N, sizeof(*clients));
+    tm_sched_opts so = small;
+    so.max_seqs = 1;
+    world w;
+    world_open(&w, &so, 160, true);
+    w.clients = clients;
+    tm_seq_opts low = {.ignore_eos = true}, high = {.ignore_eos = true, .priority = 2};
+    add_client(&w, 0, 4, 2, 0, &high);
+    client *victim = add_client(&w, 1, 4, 2, 0, &low);
+    int i = 2;
+    for (; i < N && !victim->finished; i++) {
+        add_client(&w, i, 4, 2, i, &high);
+        run_step(&w);
+        run_step(&w);
+    }
+    assert_true(victim->finished);
+    assert_true(w.step > TM_SCHED_AGE_STEPS); /* and priority did count */
+    drain(&w);
+    world_close(&w);
+    free(clients);
+}
+
+/* Damaged plan buffers are refused; nothing is read outside. */
+static void test_plan_checks(void **state)
+{
+    (void)state;
+    client clients[3] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    tm_seq_opts o = {.ignore_eos = true};
+    for (int i = 0; i < 3; i++)
+        add_client(&w, i, 9 + i, 3, i, &o);
+    tm_step step;
+    tm_sched_plan(w.s, 1, &w.buf, &step);
+    tm_batch b;
+    tm_plan_kind kind;
+    uint64_t number;
+    size_t len = w.buf.len, words = len / sizeof(int32_t);
+    assert_int_equal(tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL), TM_OK);
+    for (size_t cut = 0; cut < len; cut += 4)
+        assert_int_equal(tm_plan_parse(&w.buf, cut, &kind, &number, &b, NULL), TM_STATUS_INTERNAL);
+    assert_int_equal(tm_plan_parse(&w.buf, w.buf.cap + 4, &kind, &number, &b, NULL),
+                     TM_STATUS_INTERNAL);
+    rng r = {rng_seed("plan_checks", 5)};
+    int refused = 0;
+    for (int i = 0; i < 20000; i++) {
+        size_t at = (size_t)rng_below(&r, (int)words);
+        int32_t old = w.buf.data[at];
+        w.buf.data[at] = rng_below(&r, 2) ? (int32_t)rng_u64(&r) : old + rng_between(&r, -3, 3);
+        tm_status st = tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL);
+        if (st == TM_OK && kind == TM_PLAN_STEP)
+            fake_forward(&w, &b); /* whatever is accepted is safe to run (address sanitizer) */
+        refused += st != TM_OK;
+        w.buf.data[at] = old;
+    }
+    assert_true(refused > 5000);
+    fake_forward(&w, &b);
+    for (int i = 0; i < 3; i++) {
+        tm_sched_cancel(w.s, clients[i].seq);
+        tm_seq_destroy(clients[i].seq);
+    }
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_siblings_share),
+        cmocka_unit_test(test_full_hit_computes_last_block),
+        cmocka_unit_test(test_scoring_bypasses_cache),
+        cmocka_unit_test(test_salt_separates),
+        cmocka_unit_test(test_queue_bound),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_priority),
+        cmocka_unit_test(test_no_starvation),
+        cmocka_unit_test(test_plan_checks),
+        cmocka_unit_test(test_random_schedules),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
