@@ -250,8 +250,9 @@ static float candidate_floor(const tm_sampler *s, const tm_sample_space *sp, dou
 static int filter(const tm_sampler *s, tm_sample_space *sp, double total)
 {
     int n = gather(sp, candidate_floor(s, sp, total));
-    if (s->p.top_k > 0 && s->p.top_k < n) {
-        n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k));
+    if (s->p.top_k > 0) {
+        if (s->p.top_k < n)
+            n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k));
         total = sum_of(sp->cand_w, n);
     }
     if (s->p.top_p < 1.0f)

@@ -1,3 +1,4 @@
 # Cache, scheduler, sampler and the engine around a fake model.
 tm_test(cache_test SOURCES cache_test.c LIBS tm_engine)
 tm_test(sched_test SOURCES sched_test.c sched_check.c LIBS tm_engine)
+tm_test(sample_test SOURCES sample_test.c LIBS tm_engine m)
