@@ -1,0 +1,63 @@
+/* Metrics of the pool. Series of a group vanish with it. */
+#include "router/pool/state.h"
+
+#define GROUPS_MAX 4096
+
+static const tm_metric_desc GROUP_STATE = {
+    .name = "turbomesh_group_state",
+    .help = "State of a group: 0 down, 1 connecting, 2 starting, 3 ready, 4 suspect, 5 draining.",
+    .kind = TM_METRIC_GAUGE,
+    .labels = {"group"},
+    .max_series = GROUPS_MAX};
+static const tm_metric_desc GROUP_IN_FLIGHT = {
+    .name = "turbomesh_group_in_flight",
+    .help = "Generations that this router has on a group.",
+    .kind = TM_METRIC_GAUGE,
+    .labels = {"group"},
+    .max_series = GROUPS_MAX};
+static const tm_metric_desc QUEUE_DEPTH = {.name = "turbomesh_queue_depth",
+                                           .help = "Generations waiting in the router for a group.",
+                                           .kind = TM_METRIC_GAUGE};
+static const tm_metric_desc ACTIVE = {.name = "turbomesh_generations_active",
+                                      .help = "Generations not yet ended.",
+                                      .kind = TM_METRIC_GAUGE};
+static const tm_metric_desc STALE = {
+    .name = "turbomesh_members_stale",
+    .help = "1 while etcd is away and the last known members are in use.",
+    .kind = TM_METRIC_GAUGE};
+static const tm_metric_desc TOKENS = {.name = "turbomesh_tokens_forwarded_total",
+                                      .help = "Generated tokens handed to their owners.",
+                                      .kind = TM_METRIC_COUNTER};
+static const tm_metric_desc PICKS = {.name = "turbomesh_pick_total",
+                                     .help = "Groups picked, by policy and by what decided.",
+                                     .kind = TM_METRIC_COUNTER,
+                                     .labels = {"policy", "reason"}};
+static const tm_metric_desc MOVES = {
+    .name = "turbomesh_migrations_total",
+    .help = "Generations that left their group early, by cause and by what became of them.",
+    .kind = TM_METRIC_COUNTER,
+    .labels = {"kind", "result"}};
+static const tm_metric_desc LINKS = {.name = "turbomesh_links_total",
+                                     .help = "Events of links to groups.",
+                                     .kind = TM_METRIC_COUNTER,
+                                     .labels = {"event"}};
+static const tm_metric_desc FORWARD = {
+    .name = "turbomesh_token_forward_seconds",
+    .help = "From a step message off the wire to its last token handed to its owner.",
+    .kind = TM_METRIC_HISTOGRAM};
+
+void tm_pool_metrics_init(tm_pool_metrics *pm, tm_metrics *m)
+{
+    static const double FORWARD_BUCKETS_S[] = {2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3,
+                                               2e-3, 5e-3, 1e-2, 5e-2, 0.2,  1.0};
+    static tm_metric_desc forward;
+    forward = FORWARD;
+    forward.buckets = FORWARD_BUCKETS_S;
+    forward.bucket_count = (int)(sizeof(FORWARD_BUCKETS_S) / sizeof(FORWARD_BUCKETS_S[0]));
+    pm->m = m;
+    pm->queue_depth = tm_metrics_series(m, &QUEUE_DEPTH, NULL);
+    pm->active = tm_metrics_series(m, &ACTIVE, NULL);
+    pm->stale = tm_metrics_series(m, &STALE, NULL);
+    pm->tokens = tm_metrics_series(m, &TOKENS, NULL);
+    pm->forward_s = tm_metrics_series(m, &forward, NULL);
+}
