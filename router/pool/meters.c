@@ -1,4 +1,5 @@
 /* Metrics of the pool. Series of a group vanish with it. */
+#include "common/check.h"
 #include "router/pool/state.h"
 
 #define GROUPS_MAX 4096
@@ -41,23 +42,55 @@ static const tm_metric_desc LINKS = {.name = "turbomesh_links_total",
                                      .help = "Events of links to groups.",
                                      .kind = TM_METRIC_COUNTER,
                                      .labels = {"event"}};
+static const double FORWARD_BUCKETS_S[] = {2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3,
+                                           2e-3, 5e-3, 1e-2, 5e-2, 0.2,  1.0};
 static const tm_metric_desc FORWARD = {
     .name = "turbomesh_token_forward_seconds",
     .help = "From a step message off the wire to its last token handed to its owner.",
-    .kind = TM_METRIC_HISTOGRAM};
+    .kind = TM_METRIC_HISTOGRAM,
+    .buckets = FORWARD_BUCKETS_S,
+    .bucket_count = (int)TM_ARRAY_LEN(FORWARD_BUCKETS_S)};
 
 void tm_pool_metrics_init(tm_pool_metrics *pm, tm_metrics *m)
 {
-    static const double FORWARD_BUCKETS_S[] = {2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3,
-                                               2e-3, 5e-3, 1e-2, 5e-2, 0.2,  1.0};
-    static tm_metric_desc forward;
-    forward = FORWARD;
-    forward.buckets = FORWARD_BUCKETS_S;
-    forward.bucket_count = (int)(sizeof(FORWARD_BUCKETS_S) / sizeof(FORWARD_BUCKETS_S[0]));
     pm->m = m;
     pm->queue_depth = tm_metrics_series(m, &QUEUE_DEPTH, NULL);
     pm->active = tm_metrics_series(m, &ACTIVE, NULL);
     pm->stale = tm_metrics_series(m, &STALE, NULL);
     pm->tokens = tm_metrics_series(m, &TOKENS, NULL);
-    pm->forward_s = tm_metrics_series(m, &forward, NULL);
+    pm->forward_s = tm_metrics_series(m, &FORWARD, NULL);
+}
+
+void tm_meter_pick(const tm_pool *p, const char *reason)
+{
+    const char *values[] = {p->balancer.policy->name, reason};
+    tm_series_add(tm_metrics_series(p->metrics.m, &PICKS, values), 1);
+}
+
+void tm_meter_move(const tm_pool *p, tm_move_kind kind, const char *result)
+{
+    static const char *const KINDS[] = {"death", "stall", "error", "gap", "handback", "reject"};
+    const char *values[] = {KINDS[kind], result};
+    tm_series_add(tm_metrics_series(p->metrics.m, &MOVES, values), 1);
+}
+
+void tm_meter_link(const tm_pool *p, const char *event)
+{
+    tm_series_add(tm_metrics_series(p->metrics.m, &LINKS, &event), 1);
+}
+
+void tm_meter_group_add(const tm_pool *p, tm_group *g)
+{
+    const char *value = g->label;
+    g->series_state = tm_metrics_series(p->metrics.m, &GROUP_STATE, &value);
+    g->series_in_flight = tm_metrics_series(p->metrics.m, &GROUP_IN_FLIGHT, &value);
+    tm_group_publish(g);
+    tm_series_set(g->series_in_flight, g->in_flight);
+}
+
+void tm_meter_group_remove(const tm_pool *p, tm_group *g)
+{
+    tm_metrics_remove(p->metrics.m, &GROUP_STATE, 0, g->label);
+    tm_metrics_remove(p->metrics.m, &GROUP_IN_FLIGHT, 0, g->label);
+    g->series_state = g->series_in_flight = NULL;
 }

@@ -252,6 +252,9 @@ static void forgive_own_pause(tm_pool *p, int64_t now)
         if (g != NULL)
             g->last_rx_ns = TM_MIN(now, g->last_rx_ns + pause);
     }
+    for (tm_gen *g = p->gens; g != NULL; g = g->next)
+        if (g->last_token_ns != 0)
+            g->last_token_ns = TM_MIN(now, g->last_token_ns + pause);
 }
 
 void tm_pool_tick(tm_pool *p)
