@@ -38,14 +38,18 @@ static void random_prompt(int32_t *ids, int n, int vocab)
 }
 
 /* `streams` requests with prompts of len tokens each, all generating `tokens`. */
-static tm_status generate(tm_engine *e, const int32_t *prompts, int len, int streams, int tokens, run *out, tm_err *err)
+static tm_status generate(tm_engine *e, const int32_t *prompts, int len, int streams, int tokens,
+                          run *out, tm_err *err)
 {
     tm_status st = TM_OK;
     int done = 0;
     *out = (run){.begin_ns = tm_clock_ns()};
     for (int i = 0; i < streams && st == TM_OK; i++) {
-        tm_request r = {.id = ++g_id, .prompt = prompts + (size_t)i * (size_t)len, .prompt_len = (size_t)len,
-                        .max_tokens = tokens, .sampling = tm_sampling_default()};
+        tm_request r = {.id = ++g_id,
+                        .prompt = prompts + (size_t)i * (size_t)len,
+                        .prompt_len = (size_t)len,
+                        .max_tokens = tokens,
+                        .sampling = tm_sampling_default()};
         r.sampling.temperature = 0;
         r.sampling.ignore_eos = true;
         st = tm_engine_submit(e, &r, err);
@@ -92,8 +96,8 @@ static double read_bandwidth(size_t bytes, int threads)
 }
 
 typedef struct figures {
-    double bandwidth_weights, bandwidth_large, decode_tps, decode_gbs, prefill_tps, single_tps, batch_tps, ttft_cold_ms,
-        ttft_warm_ms;
+    double bandwidth_weights, bandwidth_large, decode_tps, decode_gbs, prefill_tps, single_tps,
+        batch_tps, ttft_cold_ms, ttft_warm_ms;
 } figures;
 
 static double seconds(int64_t a, int64_t b)
@@ -120,7 +124,8 @@ static tm_status measure(tm_local *l, const tm_bench_opts *o, int threads, figur
         f->single_tps = TM_MAX(f->single_tps, r.tokens / seconds(r.begin_ns, r.end_ns));
         random_prompt(ids, (int)o->prefill, m->vocab);
         TM_TRY_GOTO(generate(l->engine, ids, (int)o->prefill, 1, 1, &r, err), out);
-        f->prefill_tps = TM_MAX(f->prefill_tps, (double)o->prefill / seconds(r.begin_ns, r.first_token_ns));
+        f->prefill_tps =
+            TM_MAX(f->prefill_tps, (double)o->prefill / seconds(r.begin_ns, r.first_token_ns));
         random_prompt(ids, 16 * batch, m->vocab);
         TM_TRY_GOTO(generate(l->engine, ids, 16, batch, steps + 1, &r, err), out);
         f->batch_tps = TM_MAX(f->batch_tps, r.tokens / seconds(r.begin_ns, r.end_ns));
@@ -171,19 +176,21 @@ static void print_json(const tm_model_info *m, const figures *f, int threads)
     tm_buf_deinit(&b);
 }
 
-static void print_table(const tm_model_info *m, const tm_bench_opts *o, const figures *f, int threads)
+static void print_table(const tm_model_info *m, const tm_bench_opts *o, const figures *f,
+                        int threads)
 {
-    printf("%s on %s, tp %d, %d thread%s, %.1f MB of weights read by a step\n", m->name, m->device, m->tp, threads,
-           threads == 1 ? "" : "s", (double)m->step_read_bytes / 1e6);
-    printf("  read bandwidth       %8.2f GB/s over the same bytes, %.2f GB/s over 512 MiB\n", f->bandwidth_weights / 1e9,
-           f->bandwidth_large / 1e9);
-    printf("  decode, batch 1      %8.1f tok/s = %.2f GB/s = %.0f %% of the read bandwidth\n", f->decode_tps, f->decode_gbs / 1e9,
-           100 * f->decode_gbs / f->bandwidth_weights);
+    printf("%s on %s, tp %d, %d thread%s, %.1f MB of weights read by a step\n", m->name, m->device,
+           m->tp, threads, threads == 1 ? "" : "s", (double)m->step_read_bytes / 1e6);
+    printf("  read bandwidth       %8.2f GB/s over the same bytes, %.2f GB/s over 512 MiB\n",
+           f->bandwidth_weights / 1e9, f->bandwidth_large / 1e9);
+    printf("  decode, batch 1      %8.1f tok/s = %.2f GB/s = %.0f %% of the read bandwidth\n",
+           f->decode_tps, f->decode_gbs / 1e9, 100 * f->decode_gbs / f->bandwidth_weights);
     printf("  prefill, %4lld tokens %8.1f tok/s\n", (long long)o->prefill, f->prefill_tps);
-    printf("  %3lld streams          %8.1f tok/s = %.2f x one stream (%.1f)\n", (long long)o->batch, f->batch_tps,
-           f->batch_tps / f->single_tps, f->single_tps);
-    printf("  %lld-token prefix     %8.2f ms first, %.2f ms cached = %.2f x\n", (long long)o->context, f->ttft_cold_ms,
-           f->ttft_warm_ms, f->ttft_warm_ms / f->ttft_cold_ms);
+    printf("  %3lld streams          %8.1f tok/s = %.2f x one stream (%.1f)\n", (long long)o->batch,
+           f->batch_tps, f->batch_tps / f->single_tps, f->single_tps);
+    printf("  %lld-token prefix     %8.2f ms first, %.2f ms cached = %.2f x\n",
+           (long long)o->context, f->ttft_cold_ms, f->ttft_warm_ms,
+           f->ttft_warm_ms / f->ttft_cold_ms);
 }
 
 int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **argv)
@@ -201,8 +208,10 @@ int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **
     threads = 1;
 #endif
     figures f = {0};
-    if (o->context + 80 > l.info->model.max_positions || o->prefill + 8 > l.info->model.max_positions)
-        st = TM_FAIL(&err, TM_STATUS_INVALID, "--context or --prefill is over the model's context of %d tokens",
+    if (o->context + 80 > l.info->model.max_positions ||
+        o->prefill + 8 > l.info->model.max_positions)
+        st = TM_FAIL(&err, TM_STATUS_INVALID,
+                     "--context or --prefill is over the model's context of %d tokens",
                      l.info->model.max_positions);
     if (st == TM_OK)
         st = measure(&l, o, threads, &f, &err);

@@ -80,9 +80,11 @@ static size_t on_body(char *p, size_t size, size_t n, void *user)
 
 static char *make_body(const load *l, int i)
 {
-    json_t *r = json_pack("{s:s, s:[{s:s, s:s}], s:b, s:{s:b}, s:I, s:f, s:b}", "model", l->o->model, "messages", "role", "user",
-                          "content", l->prompt[i % l->prompt_count], "stream", 1, "stream_options", "include_usage", 1,
-                          "max_completion_tokens", (json_int_t)l->o->max_tokens, "temperature", 0.0, "ignore_eos", 1);
+    json_t *r =
+        json_pack("{s:s, s:[{s:s, s:s}], s:b, s:{s:b}, s:I, s:f, s:b}", "model", l->o->model,
+                  "messages", "role", "user", "content", l->prompt[i % l->prompt_count], "stream",
+                  1, "stream_options", "include_usage", 1, "max_completion_tokens",
+                  (json_int_t)l->o->max_tokens, "temperature", 0.0, "ignore_eos", 1);
     char *body = r ? json_dumps(r, JSON_COMPACT) : NULL;
     json_decref(r);
     return body;
@@ -126,8 +128,8 @@ static void end_one(load *l, CURL *e, CURLcode rc)
     curl_multi_remove_handle(l->multi, e);
     bool ok = rc == CURLE_OK && status == 200 && s->finished && !s->failed;
     if (!ok && !l->first_error[0])
-        snprintf(l->first_error, sizeof l->first_error, "HTTP %ld, %s%s", status, curl_easy_strerror(rc),
-                 s->finished ? "" : ", stream without [DONE]");
+        snprintf(l->first_error, sizeof l->first_error, "HTTP %ld, %s%s", status,
+                 curl_easy_strerror(rc), s->finished ? "" : ", stream without [DONE]");
     l->ok += ok;
     l->failed += !ok;
     l->ended++;
@@ -138,7 +140,8 @@ static void end_one(load *l, CURL *e, CURLcode rc)
         if (s->first_token_ns)
             l->ttft_ms[l->n_ttft++] = (double)(s->first_token_ns - s->begin_ns) * 1e-6;
         if (s->tokens > 1 && s->last_token_ns > s->first_token_ns)
-            l->itl_ms[l->n_itl++] = (double)(s->last_token_ns - s->first_token_ns) * 1e-6 / (double)(s->tokens - 1);
+            l->itl_ms[l->n_itl++] =
+                (double)(s->last_token_ns - s->first_token_ns) * 1e-6 / (double)(s->tokens - 1);
     }
     s->busy = false;
 }
@@ -174,7 +177,9 @@ static tm_status load_prompts(load *l, tm_err *err)
     char *save = NULL;
     for (char *line = strtok_r(l->prompts, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
         l->prompt[l->prompt_count++] = line;
-    return l->prompt_count > 0 ? TM_OK : TM_FAIL(err, TM_STATUS_INVALID, "%s holds no prompt", l->o->prompt_file);
+    return l->prompt_count > 0
+               ? TM_OK
+               : TM_FAIL(err, TM_STATUS_INVALID, "%s holds no prompt", l->o->prompt_file);
 }
 
 static void drive(load *l)
@@ -186,8 +191,10 @@ static void drive(load *l)
         int64_t now = tm_clock_ns();
         if (now > deadline)
             break;
-        int64_t due = o->rate > 0 ? (int64_t)((double)(now - l->begin_ns) * 1e-9 * o->rate) + 1 : o->requests;
-        while (l->started < o->requests && l->started < due && l->active < o->streams && start_one(l))
+        int64_t due =
+            o->rate > 0 ? (int64_t)((double)(now - l->begin_ns) * 1e-9 * o->rate) + 1 : o->requests;
+        while (l->started < o->requests && l->started < due && l->active < o->streams &&
+               start_one(l))
             ;
         int running, left;
         curl_multi_perform(l->multi, &running);
@@ -226,7 +233,8 @@ static void report(load *l)
     if (l->o->json)
         printf("{");
     for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++)
-        printf(l->o->json ? "%s\"%s\": %.6g" : "%s  %-16s %.6g\n", l->o->json && i ? ", " : "", rows[i].name, rows[i].value);
+        printf(l->o->json ? "%s\"%s\": %.6g" : "%s  %-16s %.6g\n", l->o->json && i ? ", " : "",
+               rows[i].name, rows[i].value);
     if (l->o->json)
         printf("}\n");
 }

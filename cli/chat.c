@@ -33,13 +33,20 @@ static const tm_opt_row ROWS[] = {
     {"temperature", NULL, TM_OPT_NUM, OFF(temperature), "0.7", 0, 2, NULL, "0 is greedy."},
     {"top-p", NULL, TM_OPT_NUM, OFF(top_p), "0.95", 0, 1, NULL, "Nucleus."},
     {"top-k", NULL, TM_OPT_INT, OFF(top_k), "0", 0, 1 << 20, NULL, "Best k only; 0 is off."},
-    {"repetition-penalty", NULL, TM_OPT_NUM, OFF(repetition_penalty), "1", 0.01, 10, NULL, "1 is off."},
-    {"max-tokens", "max-new-tokens", TM_OPT_INT, OFF(max_tokens), "512", 1, 1 << 24, NULL, "Tokens of an answer at most."},
-    {"seed", NULL, TM_OPT_INT, OFF(seed), "-1", -1, 9e18, NULL, "Seed of the sampling; -1 draws one."},
+    {"repetition-penalty", NULL, TM_OPT_NUM, OFF(repetition_penalty), "1", 0.01, 10, NULL,
+     "1 is off."},
+    {"max-tokens", "max-new-tokens", TM_OPT_INT, OFF(max_tokens), "512", 1, 1 << 24, NULL,
+     "Tokens of an answer at most."},
+    {"seed", NULL, TM_OPT_INT, OFF(seed), "-1", -1, 9e18, NULL,
+     "Seed of the sampling; -1 draws one."},
     TM_LOCAL_ROWS(chat_opts, local),
 };
-const tm_opt_table TM_CHAT_OPTIONS = {"turbomesh chat", "turbomesh chat MODEL [options]", "Talk to a model on a local engine.",
-                                      ROWS, TM_ARRAY_LEN(ROWS), 1};
+const tm_opt_table TM_CHAT_OPTIONS = {"turbomesh chat",
+                                      "turbomesh chat MODEL [options]",
+                                      "Talk to a model on a local engine.",
+                                      ROWS,
+                                      TM_ARRAY_LEN(ROWS),
+                                      1};
 
 typedef struct session {
     tm_local l;
@@ -56,7 +63,8 @@ static void on_sigint(int sig)
     g_interrupted = 1;
 }
 
-static tm_status add_message(session *s, const char *role, const char *text, size_t len, tm_err *err)
+static tm_status add_message(session *s, const char *role, const char *text, size_t len,
+                             tm_err *err)
 {
     json_t *content = json_stringn(text, len); /* NULL when not UTF-8 */
     if (!content)
@@ -74,7 +82,8 @@ static tm_status encode(session *s, int32_t **ids, size_t *n, tm_err *err)
         json_t *last = json_array_get(s->messages, json_array_size(s->messages) - 1);
         json_t *c = json_object_get(last, "content");
         tm_encode_opts eo = {.add_special = true};
-        return tm_tokenizer_encode(s->l.tokenizer, json_string_value(c), json_string_length(c), &eo, ids, n, err);
+        return tm_tokenizer_encode(s->l.tokenizer, json_string_value(c), json_string_length(c), &eo,
+                                   ids, n, err);
     }
     tm_rendered r = {0};
     tm_render_args a = {.messages = s->messages, .add_generation_prompt = true};
@@ -99,10 +108,12 @@ static void emit(tm_buf *chunk, tm_buf *answer)
 static tm_status generate(session *s, const int32_t *ids, size_t n, tm_buf *answer, tm_err *err)
 {
     const chat_opts *o = s->o;
-    tm_request r = {.id = ++s->next_id, .prompt = ids, .prompt_len = n, .sampling = tm_sampling_default()};
+    tm_request r = {
+        .id = ++s->next_id, .prompt = ids, .prompt_len = n, .sampling = tm_sampling_default()};
     int64_t room = s->l.info->model.max_positions - (int64_t)n;
     if (room < 1)
-        return TM_FAIL(err, TM_STATUS_INVALID, "the conversation has %zu tokens, the context is %d: /clear starts anew", n,
+        return TM_FAIL(err, TM_STATUS_INVALID,
+                       "the conversation has %zu tokens, the context is %d: /clear starts anew", n,
                        s->l.info->model.max_positions);
     r.max_tokens = (int32_t)TM_MIN(o->max_tokens, room);
     r.sampling.temperature = (float)o->temperature;
@@ -237,7 +248,8 @@ static int repl(session *s)
     tm_err err = TM_ERR_INIT;
     tm_buf m;
     tm_buf_init(&m, (size_t)8 << 20);
-    fprintf(stderr, "%s, %d tokens of context. /clear forgets, /bye leaves, \"\"\" for several lines.\n",
+    fprintf(stderr,
+            "%s, %d tokens of context. /clear forgets, /bye leaves, \"\"\" for several lines.\n",
             s->l.info->model.name, s->l.info->model.max_positions);
     while (read_message(&m)) {
         const char *text = m.data ? m.data : "";
@@ -247,7 +259,8 @@ static int repl(session *s)
         if (is_one_of(text, "/clear", "end"))
             st = clear(s, &err);
         else if (is_one_of(text, "/?", "/help"))
-            fprintf(stderr, "/clear forgets the conversation, /bye leaves, Ctrl-C stops an answer.\n");
+            fprintf(stderr,
+                    "/clear forgets the conversation, /bye leaves, Ctrl-C stops an answer.\n");
         else if (m.len > 0)
             st = ask(s, text, m.len, &err);
         if (st != TM_OK)
@@ -268,7 +281,8 @@ int tm_cmd_chat(int argc, char **argv)
         return code;
     tm_err err = TM_ERR_INIT;
     if (n != 1) {
-        TM_FAIL(&err, TM_STATUS_INVALID, "give MODEL, a Hugging Face folder such as models/demo-20m");
+        TM_FAIL(&err, TM_STATUS_INVALID,
+                "give MODEL, a Hugging Face folder such as models/demo-20m");
         return tm_cmd_fail("chat", &err);
     }
     session s = {.o = &o, .messages = json_array()};

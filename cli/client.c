@@ -18,16 +18,25 @@ typedef struct client_opts {
 
 #define OFF(f) offsetof(client_opts, f)
 static const tm_opt_row ROWS[] = {
-    {"prompt", NULL, TM_OPT_STR, OFF(prompt), NULL, 0, 0, NULL, "The question; without it, each line of standard input is one."},
-    {"model", NULL, TM_OPT_STR, OFF(model), NULL, 0, 0, NULL, "Model name; default: the first that the server lists."},
+    {"prompt", NULL, TM_OPT_STR, OFF(prompt), NULL, 0, 0, NULL,
+     "The question; without it, each line of standard input is one."},
+    {"model", NULL, TM_OPT_STR, OFF(model), NULL, 0, 0, NULL,
+     "Model name; default: the first that the server lists."},
     {"system", NULL, TM_OPT_STR, OFF(system), NULL, 0, 0, NULL, "System message."},
     {"temperature", NULL, TM_OPT_NUM, OFF(temperature), "0.7", 0, 2, NULL, "0 is greedy."},
-    {"max-tokens", NULL, TM_OPT_INT, OFF(max_tokens), "512", 1, 1 << 24, NULL, "Tokens of an answer at most."},
-    {"timeout", NULL, TM_OPT_TIME, OFF(timeout_ms), "600s", 1, 1e9, NULL, "Longest time of one request."},
-    {"api-key-env", NULL, TM_OPT_STR, OFF(api_key_env), "OPENAI_API_KEY", 0, 0, NULL, "Environment variable that holds the API key."},
+    {"max-tokens", NULL, TM_OPT_INT, OFF(max_tokens), "512", 1, 1 << 24, NULL,
+     "Tokens of an answer at most."},
+    {"timeout", NULL, TM_OPT_TIME, OFF(timeout_ms), "600s", 1, 1e9, NULL,
+     "Longest time of one request."},
+    {"api-key-env", NULL, TM_OPT_STR, OFF(api_key_env), "OPENAI_API_KEY", 0, 0, NULL,
+     "Environment variable that holds the API key."},
 };
-const tm_opt_table TM_CLIENT_OPTIONS = {"turbomesh client", "turbomesh client URL [options]",
-                                        "Ask a running server over the OpenAI API.", ROWS, TM_ARRAY_LEN(ROWS), 1};
+const tm_opt_table TM_CLIENT_OPTIONS = {"turbomesh client",
+                                        "turbomesh client URL [options]",
+                                        "Ask a running server over the OpenAI API.",
+                                        ROWS,
+                                        TM_ARRAY_LEN(ROWS),
+                                        1};
 
 typedef struct exchange {
     tm_sse sse;
@@ -46,7 +55,8 @@ static void on_data(void *user, char *data, size_t len)
         return;
     }
     if (tm_json_parse(data, len, &v, &err) != TM_OK) {
-        fprintf(stderr, "\nturbomesh client: the server sent an event that is not JSON: %s\n", err.msg);
+        fprintf(stderr, "\nturbomesh client: the server sent an event that is not JSON: %s\n",
+                err.msg);
         x->failed = true;
         return;
     }
@@ -85,8 +95,8 @@ static size_t on_header(char *p, size_t size, size_t n, void *user)
 }
 
 /* GET (body NULL) or POST; the HTTP status, or 0 with a message in err. */
-static long request(CURL *c, const char *base, const char *path, const char *body, const client_opts *o, exchange *x,
-                    tm_err *err)
+static long request(CURL *c, const char *base, const char *path, const char *body,
+                    const client_opts *o, exchange *x, tm_err *err)
 {
     char url[2048], auth[512];
     long status = 0;
@@ -137,7 +147,8 @@ static void exchange_deinit(exchange *x)
     tm_buf_deinit(&x->answer);
 }
 
-static tm_status first_model(CURL *c, const char *base, const client_opts *o, char *name, size_t size, tm_err *err)
+static tm_status first_model(CURL *c, const char *base, const client_opts *o, char *name,
+                             size_t size, tm_err *err)
 {
     exchange x;
     json_t *v = NULL;
@@ -147,21 +158,25 @@ static tm_status first_model(CURL *c, const char *base, const client_opts *o, ch
     if (st == TM_OK)
         st = tm_json_parse(x.body.data ? x.body.data : "", x.body.len, &v, err);
     if (st == TM_OK) {
-        const char *id = json_string_value(tm_json_get(json_array_get(tm_json_get(v, "data"), 0), "id"));
+        const char *id =
+            json_string_value(tm_json_get(json_array_get(tm_json_get(v, "data"), 0), "id"));
         if (id)
             snprintf(name, size, "%s", id);
         else
-            st = TM_FAIL(err, TM_STATUS_UNAVAILABLE, "%s/v1/models: HTTP %ld, no model is served", base, http);
+            st = TM_FAIL(err, TM_STATUS_UNAVAILABLE, "%s/v1/models: HTTP %ld, no model is served",
+                         base, http);
     }
     json_decref(v);
     exchange_deinit(&x);
     return st;
 }
 
-static tm_status ask(CURL *c, const char *base, const client_opts *o, const char *model, json_t *messages, tm_err *err)
+static tm_status ask(CURL *c, const char *base, const client_opts *o, const char *model,
+                     json_t *messages, tm_err *err)
 {
-    json_t *req = json_pack("{s:s, s:O, s:b, s:f, s:I}", "model", model, "messages", messages, "stream", 1, "temperature",
-                            o->temperature, "max_completion_tokens", (json_int_t)o->max_tokens);
+    json_t *req = json_pack("{s:s, s:O, s:b, s:f, s:I}", "model", model, "messages", messages,
+                            "stream", 1, "temperature", o->temperature, "max_completion_tokens",
+                            (json_int_t)o->max_tokens);
     char *body = req ? json_dumps(req, JSON_COMPACT) : NULL;
     json_decref(req);
     if (!body)
@@ -182,8 +197,9 @@ static tm_status ask(CURL *c, const char *base, const client_opts *o, const char
     }
     if (st == TM_OK) {
         printf("\n");
-        json_array_append_new(messages, json_pack("{s:s, s:s%}", "role", "assistant", "content",
-                                                  x.answer.data ? x.answer.data : "", x.answer.len));
+        json_array_append_new(messages,
+                              json_pack("{s:s, s:s%}", "role", "assistant", "content",
+                                        x.answer.data ? x.answer.data : "", x.answer.len));
     }
     exchange_deinit(&x);
     free(body);
@@ -212,7 +228,8 @@ int tm_cmd_client(int argc, char **argv)
     else if (st == TM_OK)
         st = first_model(c, base, &o, name, sizeof name, &err);
     if (st == TM_OK && o.system)
-        json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "system", "content", o.system));
+        json_array_append_new(messages,
+                              json_pack("{s:s, s:s}", "role", "system", "content", o.system));
     char *line = NULL;
     size_t cap = 0;
     while (st == TM_OK) {

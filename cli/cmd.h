@@ -10,7 +10,8 @@ typedef struct tm_cmd {
     const char *name;
     int (*run)(int argc, char **argv);
     const char *help;
-    const tm_opt_table *options; /* for the option reference; NULL = the program it starts has them */
+    const tm_opt_table
+        *options; /* for the option reference; NULL = the program it starts has them */
 } tm_cmd;
 
 int tm_cmd_serve(int argc, char **argv);
@@ -22,12 +23,13 @@ int tm_cmd_worker(int argc, char **argv);
 int tm_cmd_router(int argc, char **argv);
 int tm_cmd_free_port(int argc, char **argv);
 
-extern const tm_opt_table TM_SERVE_OPTIONS, TM_CHAT_OPTIONS, TM_CLIENT_OPTIONS, TM_SCORE_OPTIONS, TM_BENCH_OPTIONS;
+extern const tm_opt_table TM_SERVE_OPTIONS, TM_CHAT_OPTIONS, TM_CLIENT_OPTIONS, TM_SCORE_OPTIONS,
+    TM_BENCH_OPTIONS;
 
 /* Prints "turbomesh score: message" and gives the exit code of the status. */
 int tm_cmd_fail(const char *command, const tm_err *err);
 /* Parses into opts; on --help or an error prints and returns the exit code in *code, false. */
-bool tm_cmd_parse(const tm_opt_table *table, int argc, char **argv, void *opts, const char **positional,
-                  int *positional_count, int *code);
+bool tm_cmd_parse(const tm_opt_table *table, int argc, char **argv, void *opts,
+                  const char **positional, int *positional_count, int *code);
 
 #endif

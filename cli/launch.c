@@ -21,7 +21,8 @@ tm_status tm_launch_program(char *out, size_t size, const char *name, tm_err *er
     char self[4096];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n <= 0)
-        return TM_FAIL(err, TM_STATUS_IO, "cannot find the folder of this program: %s", strerror(errno));
+        return TM_FAIL(err, TM_STATUS_IO, "cannot find the folder of this program: %s",
+                       strerror(errno));
     self[n] = '\0';
     char *slash = strrchr(self, '/');
     if (slash)
@@ -47,7 +48,8 @@ tm_status tm_launch_mpirun(tm_launch *l, int ranks, tm_err *err)
 {
     static char count[16];
     snprintf(count, sizeof count, "%d", ranks);
-    const char *words[] = {"mpirun", "-n", count, "--oversubscribe", "--bind-to", "none", "--quiet"};
+    const char *words[] = {"mpirun",    "-n",   count,    "--oversubscribe",
+                           "--bind-to", "none", "--quiet"};
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
         tm_status st = tm_launch_add(l, words[i], err);
         if (st != TM_OK)
@@ -64,8 +66,9 @@ tm_status tm_launch_mpirun(tm_launch *l, int ranks, tm_err *err)
 tm_status tm_launch_exec(const tm_launch *l, tm_err *err)
 {
     execvp(l->argv[0], (char *const *)l->argv);
-    return TM_FAIL(err, errno == ENOENT ? TM_STATUS_CONFIG : TM_STATUS_IO, "cannot start %s: %s%s", l->argv[0],
-                   strerror(errno), errno == ENOENT ? " (is the package installed?)" : "");
+    return TM_FAIL(err, errno == ENOENT ? TM_STATUS_CONFIG : TM_STATUS_IO, "cannot start %s: %s%s",
+                   l->argv[0], strerror(errno),
+                   errno == ENOENT ? " (is the package installed?)" : "");
 }
 
 tm_status tm_launch_spawn(const tm_launch *l, pid_t *pid, tm_err *err)
@@ -86,8 +89,9 @@ tm_status tm_launch_spawn(const tm_launch *l, pid_t *pid, tm_err *err)
     posix_spawn_file_actions_destroy(&fa);
     posix_spawnattr_destroy(&at);
     if (rc != 0)
-        return TM_FAIL(err, rc == ENOENT ? TM_STATUS_CONFIG : TM_STATUS_IO, "cannot start %s: %s%s", l->argv[0],
-                       strerror(rc), rc == ENOENT ? " (is the package installed?)" : "");
+        return TM_FAIL(err, rc == ENOENT ? TM_STATUS_CONFIG : TM_STATUS_IO, "cannot start %s: %s%s",
+                       l->argv[0], strerror(rc),
+                       rc == ENOENT ? " (is the package installed?)" : "");
     return TM_OK;
 }
 
@@ -97,7 +101,8 @@ int tm_launch_free_port(int wanted)
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (fd < 0)
             return 0;
-        struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)(try == 0 ? wanted : 0))};
+        struct sockaddr_in a = {.sin_family = AF_INET,
+                                .sin_port = htons((uint16_t)(try == 0 ? wanted : 0))};
         a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         socklen_t len = sizeof a;
         int one = 1;

@@ -35,13 +35,14 @@ static tm_engine_opts engine_opts(const char *model, const tm_local_opts *o)
     return e;
 }
 
-tm_status tm_local_open(tm_local *l, const char *model, const tm_local_opts *o, bool text, int argc, char **argv,
-                        tm_err *err)
+tm_status tm_local_open(tm_local *l, const char *model, const tm_local_opts *o, bool text, int argc,
+                        char **argv, tm_err *err)
 {
     *l = (tm_local){0};
     tm_log_level level;
     if (!tm_log_level_parse(o->log_level, &level))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "--log-level: '%s' is not trace, debug, info, warn or error", o->log_level);
+        return TM_FAIL(err, TM_STATUS_CONFIG,
+                       "--log-level: '%s' is not trace, debug, info, warn or error", o->log_level);
     tm_log_init("turbomesh", level, TM_LOG_AUTO);
     if (o->tp > 1 && !tm_comm_launched())
         return restart_under_mpirun((int)o->tp, argc, argv, err);

@@ -18,26 +18,75 @@ typedef struct tm_local_opts {
     const char *dtype, *isa, *log_level;
 } tm_local_opts;
 
-#define TM_LOCAL_ROWS(T, m)                                                                                            \
-    {"tp", "tensor-parallel-size", TM_OPT_INT, offsetof(T, m.tp), "1", 1, 64, NULL, "Tensor-parallel ranks."},         \
-        {"threads", NULL, TM_OPT_INT, offsetof(T, m.threads), "0", 0, 1024, NULL,                                      \
-         "Threads of each rank; 0 divides the cores among the ranks."},                                                \
-        {"session-len", "max-model-len,context-length", TM_OPT_INT, offsetof(T, m.session_len), "0", 0, 1 << 24,       \
-         NULL, "Context limit in tokens; 0 takes the model's."},                                                       \
-        {"max-batch-size", "max-num-seqs", TM_OPT_INT, offsetof(T, m.max_batch_size), "128", 1, 4096, NULL,            \
-         "Sequences that run at once."},                                                                               \
-        {"max-prefill-token-num", NULL, TM_OPT_INT, offsetof(T, m.max_prefill_token_num), "512", 16, 65536, NULL,      \
-         "Tokens of one step."},                                                                                       \
-        {"cache-max-entry-count", "gpu-memory-utilization,mem-fraction-static", TM_OPT_NUM,                            \
-         offsetof(T, m.cache_max_entry_count), "0.8", 0.001, 1e9, NULL,                                                \
-         "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},                                 \
-        {"dtype", NULL, TM_OPT_STR, offsetof(T, m.dtype), "auto", 0, 0, NULL,                                          \
-         "Weights and KV cache: auto, float32 or bfloat16."},                                                          \
-        {"isa", NULL, TM_OPT_STR, offsetof(T, m.isa), "auto", 0, 0, NULL,                                              \
-         "Instruction set of the CPU operators: auto, ref, avx2 or avx512."},                                          \
-    {                                                                                                                  \
-        "log-level", NULL, TM_OPT_STR, offsetof(T, m.log_level), "warn", 0, 0, NULL,                                   \
-            "trace, debug, info, warn or error."                                                                       \
+#define TM_LOCAL_ROWS(T, m)                                                                        \
+    {"tp", "tensor-parallel-size",  TM_OPT_INT, offsetof(T, m.tp), "1", 1, 64,                     \
+     NULL, "Tensor-parallel ranks."},                                                              \
+        {"threads",                                                                                \
+         NULL,                                                                                     \
+         TM_OPT_INT,                                                                               \
+         offsetof(T, m.threads),                                                                   \
+         "0",                                                                                      \
+         0,                                                                                        \
+         1024,                                                                                     \
+         NULL,                                                                                     \
+         "Threads of each rank; 0 divides the cores among the ranks."},                            \
+        {"session-len",                                                                            \
+         "max-model-len,context-length",                                                           \
+         TM_OPT_INT,                                                                               \
+         offsetof(T, m.session_len),                                                               \
+         "0",                                                                                      \
+         0,                                                                                        \
+         1 << 24,                                                                                  \
+         NULL,                                                                                     \
+         "Context limit in tokens; 0 takes the model's."},                                         \
+        {"max-batch-size",                                                                         \
+         "max-num-seqs",                                                                           \
+         TM_OPT_INT,                                                                               \
+         offsetof(T, m.max_batch_size),                                                            \
+         "128",                                                                                    \
+         1,                                                                                        \
+         4096,                                                                                     \
+         NULL,                                                                                     \
+         "Sequences that run at once."},                                                           \
+        {"max-prefill-token-num",                                                                  \
+         NULL,                                                                                     \
+         TM_OPT_INT,                                                                               \
+         offsetof(T, m.max_prefill_token_num),                                                     \
+         "512",                                                                                    \
+         16,                                                                                       \
+         65536,                                                                                    \
+         NULL,                                                                                     \
+         "Tokens of one step."},                                                                   \
+        {"cache-max-entry-count",                                                                  \
+         "gpu-memory-utilization,mem-fraction-static",                                             \
+         TM_OPT_NUM,                                                                               \
+         offsetof(T, m.cache_max_entry_count),                                                     \
+         "0.8",                                                                                    \
+         0.001,                                                                                    \
+         1e9,                                                                                      \
+         NULL,                                                                                     \
+         "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},             \
+        {"dtype",                                                                                  \
+         NULL,                                                                                     \
+         TM_OPT_STR,                                                                               \
+         offsetof(T, m.dtype),                                                                     \
+         "auto",                                                                                   \
+         0,                                                                                        \
+         0,                                                                                        \
+         NULL,                                                                                     \
+         "Weights and KV cache: auto, float32 or bfloat16."},                                      \
+        {"isa",                                                                                    \
+         NULL,                                                                                     \
+         TM_OPT_STR,                                                                               \
+         offsetof(T, m.isa),                                                                       \
+         "auto",                                                                                   \
+         0,                                                                                        \
+         0,                                                                                        \
+         NULL,                                                                                     \
+         "Instruction set of the CPU operators: auto, ref, avx2 or avx512."},                      \
+    {                                                                                              \
+        "log-level", NULL, TM_OPT_STR, offsetof(T, m.log_level), "warn", 0, 0, NULL,               \
+            "trace, debug, info, warn or error."                                                   \
     }
 
 typedef struct tm_local {
@@ -49,8 +98,8 @@ typedef struct tm_local {
 } tm_local;
 
 /* argc/argv: of the command (argv[0] its name), for starting again under mpirun. */
-tm_status tm_local_open(tm_local *l, const char *model, const tm_local_opts *opts, bool text, int argc, char **argv,
-                        tm_err *err);
+tm_status tm_local_open(tm_local *l, const char *model, const tm_local_opts *opts, bool text,
+                        int argc, char **argv, tm_err *err);
 void tm_local_close(tm_local *l);
 
 #endif

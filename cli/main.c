@@ -12,12 +12,15 @@ static int run_options(int argc, char **argv);
 static int run_help(int argc, char **argv);
 
 static const tm_cmd COMMANDS[] = {
-    {"serve", tm_cmd_serve, "serve a model on this machine: one worker group and a router", &TM_SERVE_OPTIONS},
+    {"serve", tm_cmd_serve, "serve a model on this machine: one worker group and a router",
+     &TM_SERVE_OPTIONS},
     {"chat", tm_cmd_chat, "talk to a model on a local engine", &TM_CHAT_OPTIONS},
     {"client", tm_cmd_client, "ask a running server over the OpenAI API", &TM_CLIENT_OPTIONS},
-    {"score", tm_cmd_score, "log-probabilities and perplexity of tokens or text", &TM_SCORE_OPTIONS},
+    {"score", tm_cmd_score, "log-probabilities and perplexity of tokens or text",
+     &TM_SCORE_OPTIONS},
     {"bench", tm_cmd_bench, "measure the engine or a running server", &TM_BENCH_OPTIONS},
-    {"worker", tm_cmd_worker, "start a worker group under mpirun (options of turbomesh-worker)", NULL},
+    {"worker", tm_cmd_worker, "start a worker group under mpirun (options of turbomesh-worker)",
+     NULL},
     {"router", tm_cmd_router, "start a router (options of turbomesh-router)", NULL},
     {"options", run_options, "print the option reference as Markdown", NULL},
     {"free-port", tm_cmd_free_port, "print a free loopback port, the given one if possible", NULL},
@@ -51,11 +54,14 @@ static int run_help(int argc, char **argv)
 {
     (void)argc;
     (void)argv;
-    printf("turbomesh %s: large language models served from a cluster\n\nusage: turbomesh COMMAND ...\n\n", TM_VERSION);
+    printf("turbomesh %s: large language models served from a cluster\n\nusage: turbomesh COMMAND "
+           "...\n\n",
+           TM_VERSION);
     for (size_t i = 0; i < TM_ARRAY_LEN(COMMANDS); i++)
         printf("  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].help);
     printf("\n`turbomesh COMMAND --help` shows a command's options.\n"
-           "Exit codes: 0 success, 1 failure, 2 usage, 69 unavailable, 78 bad configuration or model files.\n");
+           "Exit codes: 0 success, 1 failure, 2 usage, 69 unavailable, 78 bad configuration or "
+           "model files.\n");
     return 0;
 }
 
@@ -65,8 +71,8 @@ int tm_cmd_fail(const char *command, const tm_err *err)
     return tm_status_exit(err->status);
 }
 
-bool tm_cmd_parse(const tm_opt_table *table, int argc, char **argv, void *opts, const char **positional,
-                  int *positional_count, int *code)
+bool tm_cmd_parse(const tm_opt_table *table, int argc, char **argv, void *opts,
+                  const char **positional, int *positional_count, int *code)
 {
     tm_err err = TM_ERR_INIT;
     bool help = false;

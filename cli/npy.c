@@ -46,7 +46,8 @@ static bool parse_shape(const char *p, size_t *rows, size_t *cols)
     return *end == ')' && *rows > 0 && *cols > 0;
 }
 
-tm_status tm_npy_read_tokens(const char *path, int32_t **out, size_t *rows, size_t *cols, tm_err *err)
+tm_status tm_npy_read_tokens(const char *path, int32_t **out, size_t *rows, size_t *cols,
+                             tm_err *err)
 {
     char *data;
     size_t len, r, c, n, bytes;
@@ -76,12 +77,15 @@ tm_status tm_npy_read_tokens(const char *path, int32_t **out, size_t *rows, size
         goto out;
     }
     const char *descr = find_key(header, "'descr'"), *order = find_key(header, "'fortran_order'");
-    size_t size = descr && strncmp(descr, "'<u2'", 5) == 0 ? 2 : descr && strncmp(descr, "'<i4'", 5) == 0 ? 4 : 0;
+    size_t size = descr && strncmp(descr, "'<u2'", 5) == 0   ? 2
+                  : descr && strncmp(descr, "'<i4'", 5) == 0 ? 4
+                                                             : 0;
     if (size == 0) {
         TM_FAIL(err, st, "%s: dtype must be '<u2' (uint16) or '<i4' (int32)", path);
         goto out;
     }
-    if (!order || strncmp(order, "False", 5) != 0 || !parse_shape(find_key(header, "'shape'"), &r, &c)) {
+    if (!order || strncmp(order, "False", 5) != 0 ||
+        !parse_shape(find_key(header, "'shape'"), &r, &c)) {
         TM_FAIL(err, st, "%s: expected a C-ordered array of one or two dimensions", path);
         goto out;
     }
@@ -114,10 +118,12 @@ out:
     return st;
 }
 
-tm_status tm_npy_write_f32(const char *path, const float *data, size_t rows, size_t cols, tm_err *err)
+tm_status tm_npy_write_f32(const char *path, const float *data, size_t rows, size_t cols,
+                           tm_err *err)
 {
     char header[128];
-    int n = snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, cols);
+    int n = snprintf(header, sizeof header,
+                     "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, cols);
     size_t pad = 128 - 10 - (size_t)n; /* the data starts at a multiple of 64 */
     FILE *f = fopen(path, "wb");
     if (!f)

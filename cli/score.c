@@ -22,18 +22,29 @@ typedef struct score_opts {
 
 #define OFF(f) offsetof(score_opts, f)
 static const tm_opt_row ROWS[] = {
-    {"tokens", NULL, TM_OPT_STR, OFF(tokens), NULL, 0, 0, NULL, "Token windows: a .npy of uint16 or int32, [windows, length]."},
-    {"text", NULL, TM_OPT_STR, OFF(text), NULL, 0, 0, NULL, "A text file; scored in windows of --window tokens."},
+    {"tokens", NULL, TM_OPT_STR, OFF(tokens), NULL, 0, 0, NULL,
+     "Token windows: a .npy of uint16 or int32, [windows, length]."},
+    {"text", NULL, TM_OPT_STR, OFF(text), NULL, 0, 0, NULL,
+     "A text file; scored in windows of --window tokens."},
     {"ids", NULL, TM_OPT_STR, OFF(ids), NULL, 0, 0, NULL, "Token ids, comma-separated."},
-    {"top-k", NULL, TM_OPT_INT, OFF(top_k), "0", 0, 100, NULL, "With --ids: the best k after each position."},
-    {"logits", NULL, TM_OPT_STR, OFF(logits), NULL, 0, 0, NULL, "With --ids: write raw float32 logits to this .npy."},
-    {"last", NULL, TM_OPT_INT, OFF(last), "1", 1, 1 << 20, NULL, "With --logits: of this many last positions."},
-    {"window", NULL, TM_OPT_INT, OFF(window), "1024", 1, 1 << 20, NULL, "With --text: scored tokens of a window."},
+    {"top-k", NULL, TM_OPT_INT, OFF(top_k), "0", 0, 100, NULL,
+     "With --ids: the best k after each position."},
+    {"logits", NULL, TM_OPT_STR, OFF(logits), NULL, 0, 0, NULL,
+     "With --ids: write raw float32 logits to this .npy."},
+    {"last", NULL, TM_OPT_INT, OFF(last), "1", 1, 1 << 20, NULL,
+     "With --logits: of this many last positions."},
+    {"window", NULL, TM_OPT_INT, OFF(window), "1024", 1, 1 << 20, NULL,
+     "With --text: scored tokens of a window."},
     {"json", NULL, TM_OPT_BOOL, OFF(json), "false", 0, 0, NULL, "JSON on stdout."},
     TM_LOCAL_ROWS(score_opts, local),
 };
-const tm_opt_table TM_SCORE_OPTIONS = {"turbomesh score", "turbomesh score MODEL (--tokens F | --text F | --ids LIST) [options]",
-                                       "Log-probabilities and perplexity under a model.", ROWS, TM_ARRAY_LEN(ROWS), 1};
+const tm_opt_table TM_SCORE_OPTIONS = {
+    "turbomesh score",
+    "turbomesh score MODEL (--tokens F | --text F | --ids LIST) [options]",
+    "Log-probabilities and perplexity under a model.",
+    ROWS,
+    TM_ARRAY_LEN(ROWS),
+    1};
 
 /* Rows of equal or different length; row i is ids + begin[i] .. begin[i + 1]. */
 typedef struct windows {
@@ -42,10 +53,15 @@ typedef struct windows {
     size_t count;
 } windows;
 
-static tm_status submit(tm_engine *e, const windows *w, size_t i, int top, int logits_last, tm_err *err)
+static tm_status submit(tm_engine *e, const windows *w, size_t i, int top, int logits_last,
+                        tm_err *err)
 {
-    tm_request r = {.id = i + 1, .prompt = w->ids + w->begin[i], .prompt_len = w->begin[i + 1] - w->begin[i],
-                    .max_tokens = 0, .sampling = tm_sampling_default(), .logits_last = logits_last};
+    tm_request r = {.id = i + 1,
+                    .prompt = w->ids + w->begin[i],
+                    .prompt_len = w->begin[i + 1] - w->begin[i],
+                    .max_tokens = 0,
+                    .sampling = tm_sampling_default(),
+                    .logits_last = logits_last};
     r.sampling.temperature = 0;
     r.sampling.prompt_logprobs = top;
     return tm_engine_submit(e, &r, err);
@@ -53,8 +69,9 @@ static tm_status submit(tm_engine *e, const windows *w, size_t i, int top, int l
 
 /* Runs all windows with at most `inflight` at once. on_event sees every event of window i. */
 static tm_status run_windows(tm_engine *e, const windows *w, int top, int logits_last,
-                             void (*on_event)(void *u, size_t i, const tm_event *ev, const tm_step_events *b), void *u,
-                             tm_err *err)
+                             void (*on_event)(void *u, size_t i, const tm_event *ev,
+                                              const tm_step_events *b),
+                             void *u, tm_err *err)
 {
     const size_t inflight = 16;
     size_t next = 0, done = 0;
@@ -78,7 +95,8 @@ static tm_status run_windows(tm_engine *e, const windows *w, int top, int logits
                 continue;
             done++;
             if (ev->finish == TM_FINISH_ERROR)
-                st = TM_FAIL(err, ev->status ? ev->status : TM_STATUS_INTERNAL, "window %zu failed", (size_t)(ev->request - 1));
+                st = TM_FAIL(err, ev->status ? ev->status : TM_STATUS_INTERNAL, "window %zu failed",
+                             (size_t)(ev->request - 1));
         }
         tm_engine_events_free(b);
         if (st != TM_OK)
@@ -129,7 +147,8 @@ static void print_windows(const nll_sum *s, size_t count, bool json)
     if (json)
         printf("%s\n", buf.data);
     else
-        printf("windows %zu  tokens %zu  mean nll %.6f  perplexity %.4f\n", count, n, mean, exp(mean));
+        printf("windows %zu  tokens %zu  mean nll %.6f  perplexity %.4f\n", count, n, mean,
+               exp(mean));
     tm_buf_deinit(&buf);
 }
 
@@ -140,8 +159,9 @@ static tm_status score_windows(tm_local *l, const windows *w, bool json, tm_err 
                                   : run_windows(l->engine, w, 0, 0, add_nll, &s, err);
     for (size_t i = 0; st == TM_OK && i < w->count; i++)
         if (s.n[i] + 1 != w->begin[i + 1] - w->begin[i])
-            st = TM_FAIL(err, TM_STATUS_INTERNAL, "window %zu: %zu log-probabilities for %zu tokens", i, s.n[i],
-                         w->begin[i + 1] - w->begin[i]);
+            st =
+                TM_FAIL(err, TM_STATUS_INTERNAL, "window %zu: %zu log-probabilities for %zu tokens",
+                        i, s.n[i], w->begin[i + 1] - w->begin[i]);
     if (st == TM_OK)
         print_windows(&s, w->count, json);
     free(s.nll);
@@ -153,9 +173,9 @@ static tm_status score_windows(tm_local *l, const windows *w, bool json, tm_err 
 
 typedef struct ids_out {
     int top, vocab, prompt_len, logits_rows;
-    float *logprob;           /* [prompt_len] */
-    tm_top_logprob *tops;     /* [prompt_len][top], row i: the best after position i */
-    float *logits;            /* [logits_rows][vocab] */
+    float *logprob;       /* [prompt_len] */
+    tm_top_logprob *tops; /* [prompt_len][top], row i: the best after position i */
+    float *logits;        /* [logits_rows][vocab] */
 } ids_out;
 
 static int by_logprob(const void *a, const void *b)
@@ -191,11 +211,13 @@ static void collect_ids(void *u, size_t i, const tm_event *ev, const tm_step_eve
     if (ev->kind == TM_EVENT_PROMPT_LOGPROB && ev->pos > 0 && ev->pos < o->prompt_len) {
         o->logprob[ev->pos] = ev->logprob;
         for (int k = 0; k < o->top && k < ev->top_count; k++)
-            o->tops[(size_t)(ev->pos - 1) * (size_t)o->top + (size_t)k] = b->tops[ev->top_first + k];
+            o->tops[(size_t)(ev->pos - 1) * (size_t)o->top + (size_t)k] =
+                b->tops[ev->top_first + k];
     } else if (ev->kind == TM_EVENT_LOGITS) {
         int row = ev->pos - (o->prompt_len - o->logits_rows);
         if (row >= 0 && row < o->logits_rows)
-            memcpy(o->logits + (size_t)row * (size_t)o->vocab, b->logits + ev->logits_at, sizeof(float) * (size_t)o->vocab);
+            memcpy(o->logits + (size_t)row * (size_t)o->vocab, b->logits + ev->logits_at,
+                   sizeof(float) * (size_t)o->vocab);
     }
 }
 
@@ -265,7 +287,8 @@ static tm_status score_ids(tm_local *l, const windows *w, const score_opts *o, t
         best_of_logits(out.logits + (size_t)(out.logits_rows - 1) * (size_t)out.vocab, out.vocab,
                        out.tops + (size_t)(n - 1) * (size_t)out.top, out.top);
     if (st == TM_OK && o->logits)
-        st = tm_npy_write_f32(o->logits, out.logits, (size_t)out.logits_rows, (size_t)out.vocab, err);
+        st = tm_npy_write_f32(o->logits, out.logits, (size_t)out.logits_rows, (size_t)out.vocab,
+                              err);
     if (st == TM_OK)
         print_ids(&out, w->ids, o->json);
     free(out.logprob);
@@ -299,7 +322,8 @@ static tm_status parse_ids(const char *text, windows *w, tm_err *err)
         char *end;
         long v = strtol(p, &end, 10);
         if (end == p || v < 0 || v > INT32_MAX || (*end != ',' && *end != '\0'))
-            return TM_FAIL(err, TM_STATUS_INVALID, "--ids: expected token ids separated by commas at '%s'", p);
+            return TM_FAIL(err, TM_STATUS_INVALID,
+                           "--ids: expected token ids separated by commas at '%s'", p);
         w->ids[i] = (int32_t)v;
         p = end;
     }
@@ -307,7 +331,8 @@ static tm_status parse_ids(const char *text, windows *w, tm_err *err)
 }
 
 /* Windows of `window` scored tokens; each starts with the last token of the one before as context. */
-static tm_status text_windows(const tm_tokenizer *t, const char *path, size_t window, windows *w, tm_err *err)
+static tm_status text_windows(const tm_tokenizer *t, const char *path, size_t window, windows *w,
+                              tm_err *err)
 {
     char *text;
     size_t len, n;

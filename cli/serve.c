@@ -30,27 +30,46 @@ typedef struct serve_opts {
 
 #define OFF(f) offsetof(serve_opts, f)
 static const tm_opt_row ROWS[] = {
-    {"host", "server-name", TM_OPT_STR, OFF(host), "127.0.0.1", 0, 0, NULL, "Address of the HTTP server."},
-    {"port", "server-port", TM_OPT_INT, OFF(port), "23333", 1, 65535, NULL, "Port of the HTTP server."},
-    {"tp", "tensor-parallel-size", TM_OPT_INT, OFF(tp), "1", 1, 64, NULL, "Tensor-parallel ranks of the group."},
-    {"served-model-name", "model-name", TM_OPT_STR, OFF(name), NULL, 0, 0, NULL, "Model name in the API; default: the folder's name."},
-    {"api-key-file", NULL, TM_OPT_STR, OFF(api_key_file), NULL, 0, 0, NULL, "File of API keys, one name:sha256hex per line."},
-    {"insecure-open", NULL, TM_OPT_BOOL, OFF(insecure_open), "false", 0, 0, NULL, "Allow another address than loopback without keys."},
-    {"chat-template", NULL, TM_OPT_STR, OFF(chat_template), NULL, 0, 0, NULL, "Built-in template name or template text instead of the model's."},
+    {"host", "server-name", TM_OPT_STR, OFF(host), "127.0.0.1", 0, 0, NULL,
+     "Address of the HTTP server."},
+    {"port", "server-port", TM_OPT_INT, OFF(port), "23333", 1, 65535, NULL,
+     "Port of the HTTP server."},
+    {"tp", "tensor-parallel-size", TM_OPT_INT, OFF(tp), "1", 1, 64, NULL,
+     "Tensor-parallel ranks of the group."},
+    {"served-model-name", "model-name", TM_OPT_STR, OFF(name), NULL, 0, 0, NULL,
+     "Model name in the API; default: the folder's name."},
+    {"api-key-file", NULL, TM_OPT_STR, OFF(api_key_file), NULL, 0, 0, NULL,
+     "File of API keys, one name:sha256hex per line."},
+    {"insecure-open", NULL, TM_OPT_BOOL, OFF(insecure_open), "false", 0, 0, NULL,
+     "Allow another address than loopback without keys."},
+    {"chat-template", NULL, TM_OPT_STR, OFF(chat_template), NULL, 0, 0, NULL,
+     "Built-in template name or template text instead of the model's."},
     {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL, "auto, float32 or bfloat16."},
-    {"threads", NULL, TM_OPT_INT, OFF(threads), "0", 0, 1024, NULL, "Threads of each rank; 0 divides the cores."},
-    {"session-len", "max-model-len,context-length", TM_OPT_INT, OFF(session_len), "0", 0, 1 << 24, NULL, "Context limit; 0 takes the model's."},
-    {"max-batch-size", "max-num-seqs", TM_OPT_INT, OFF(max_batch_size), "128", 1, 4096, NULL, "Sequences that run at once."},
-    {"max-prefill-token-num", NULL, TM_OPT_INT, OFF(max_prefill_token_num), "512", 16, 65536, NULL, "Tokens of one step."},
-    {"cache-max-entry-count", "gpu-memory-utilization,mem-fraction-static", TM_OPT_NUM, OFF(cache_max_entry_count), "0.8", 0.001, 1e9, NULL,
+    {"threads", NULL, TM_OPT_INT, OFF(threads), "0", 0, 1024, NULL,
+     "Threads of each rank; 0 divides the cores."},
+    {"session-len", "max-model-len,context-length", TM_OPT_INT, OFF(session_len), "0", 0, 1 << 24,
+     NULL, "Context limit; 0 takes the model's."},
+    {"max-batch-size", "max-num-seqs", TM_OPT_INT, OFF(max_batch_size), "128", 1, 4096, NULL,
+     "Sequences that run at once."},
+    {"max-prefill-token-num", NULL, TM_OPT_INT, OFF(max_prefill_token_num), "512", 16, 65536, NULL,
+     "Tokens of one step."},
+    {"cache-max-entry-count", "gpu-memory-utilization,mem-fraction-static", TM_OPT_NUM,
+     OFF(cache_max_entry_count), "0.8", 0.001, 1e9, NULL,
      "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},
-    {"drain-timeout", NULL, TM_OPT_TIME, OFF(drain_ms), "30s", 0, 86400000, NULL, "Time for running streams when stopping."},
-    {"log-level", NULL, TM_OPT_STR, OFF(log_level), "info", 0, 0, NULL, "trace, debug, info, warn or error."},
+    {"drain-timeout", NULL, TM_OPT_TIME, OFF(drain_ms), "30s", 0, 86400000, NULL,
+     "Time for running streams when stopping."},
+    {"log-level", NULL, TM_OPT_STR, OFF(log_level), "info", 0, 0, NULL,
+     "trace, debug, info, warn or error."},
 };
-const tm_opt_table TM_SERVE_OPTIONS = {"turbomesh serve", "turbomesh serve MODEL [options]",
-                                       "Serve a model on this machine: one worker group and a router.", ROWS, TM_ARRAY_LEN(ROWS), 1};
+const tm_opt_table TM_SERVE_OPTIONS = {
+    "turbomesh serve",
+    "turbomesh serve MODEL [options]",
+    "Serve a model on this machine: one worker group and a router.",
+    ROWS,
+    TM_ARRAY_LEN(ROWS),
+    1};
 
-#define RESTARTS_MAX 5             /* within RESTART_WINDOW_MS: then give up */
+#define RESTARTS_MAX      5 /* within RESTART_WINDOW_MS: then give up */
 #define RESTART_WINDOW_MS 600000
 
 typedef struct serve {
@@ -144,9 +163,11 @@ static void try_announce(serve *s)
     snprintf(address, sizeof address, "127.0.0.1:%d", s->group_port);
     if (!s->channel && tm_rpc_channel_create(&s->channel, address, &err) != TM_OK)
         return;
-    if (tm_rpc_unary(s->channel, "/turbomesh.worker.v1.Worker/GetStatus", "", 0, 1000, &reply, &len, &err) != TM_OK)
+    if (tm_rpc_unary(s->channel, "/turbomesh.worker.v1.Worker/GetStatus", "", 0, 1000, &reply, &len,
+                     &err) != TM_OK)
         return;
-    Turbomesh__Worker__V1__StatusReply *r = turbomesh__worker__v1__status_reply__unpack(NULL, len, reply);
+    Turbomesh__Worker__V1__StatusReply *r =
+        turbomesh__worker__v1__status_reply__unpack(NULL, len, reply);
     free(reply);
     if (!r)
         return;
@@ -159,11 +180,15 @@ static void try_announce(serve *s)
                 "    memory    %.1f MiB weights and %.1f MiB KV cache in each rank\n"
                 "    KV cache  %u blocks of %u tokens\n"
                 "    keys      %s\n"
-                "    try       curl http://%s:%lld/v1/chat/completions -H 'content-type: application/json' \\\n"
-                "                -d '{\"model\": \"%s\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n\n",
-                TM_VERSION, h->model, s->o->host, (long long)s->o->port, h->tp, h->tp == 1 ? "" : "s", h->max_context,
-                h->max_batch_size, (double)h->weight_bytes / 1048576.0, (double)h->kv_bytes / 1048576.0, h->blocks_total,
-                h->block_tokens, s->o->api_key_file ? s->o->api_key_file : "none (loopback only)", s->o->host,
+                "    try       curl http://%s:%lld/v1/chat/completions -H 'content-type: "
+                "application/json' \\\n"
+                "                -d '{\"model\": \"%s\", \"messages\": [{\"role\": \"user\", "
+                "\"content\": \"Hello\"}]}'\n\n",
+                TM_VERSION, h->model, s->o->host, (long long)s->o->port, h->tp,
+                h->tp == 1 ? "" : "s", h->max_context, h->max_batch_size,
+                (double)h->weight_bytes / 1048576.0, (double)h->kv_bytes / 1048576.0,
+                h->blocks_total, h->block_tokens,
+                s->o->api_key_file ? s->o->api_key_file : "none (loopback only)", s->o->host,
                 (long long)s->o->port, h->model);
         s->announced = true;
     }
@@ -176,7 +201,9 @@ static bool plan_restart(serve *s, int status)
     int64_t now = tm_clock_ms();
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     if (!s->announced) {
-        fprintf(stderr, "turbomesh serve: the worker group ended before it was ready (exit code %d)\n", code);
+        fprintf(stderr,
+                "turbomesh serve: the worker group ended before it was ready (exit code %d)\n",
+                code);
         return false;
     }
     if (now - s->window_start_ms > RESTART_WINDOW_MS) {
@@ -185,10 +212,13 @@ static bool plan_restart(serve *s, int status)
         s->backoff_ms = 1000;
     }
     if (++s->restarts > RESTARTS_MAX) {
-        fprintf(stderr, "turbomesh serve: the worker group ended %d times in 10 minutes, giving up\n", s->restarts);
+        fprintf(stderr,
+                "turbomesh serve: the worker group ended %d times in 10 minutes, giving up\n",
+                s->restarts);
         return false;
     }
-    tm_log(TM_LOG_WARN, "group_restart", "the worker group ended with code %d; started again in %lld ms", code,
+    tm_log(TM_LOG_WARN, "group_restart",
+           "the worker group ended with code %d; started again in %lld ms", code,
            (long long)s->backoff_ms);
     s->restart_at_ms = now + s->backoff_ms;
     s->backoff_ms = TM_MIN(s->backoff_ms * 2, 30000);
@@ -280,11 +310,13 @@ int tm_cmd_serve(int argc, char **argv)
     tm_err err = TM_ERR_INIT;
     tm_log_level level;
     if (n != 1) {
-        TM_FAIL(&err, TM_STATUS_INVALID, "give MODEL, a Hugging Face folder such as models/demo-20m");
+        TM_FAIL(&err, TM_STATUS_INVALID,
+                "give MODEL, a Hugging Face folder such as models/demo-20m");
         return tm_cmd_fail("serve", &err);
     }
     if (!tm_log_level_parse(o.log_level, &level)) {
-        TM_FAIL(&err, TM_STATUS_CONFIG, "--log-level: '%s' is not trace, debug, info, warn or error", o.log_level);
+        TM_FAIL(&err, TM_STATUS_CONFIG,
+                "--log-level: '%s' is not trace, debug, info, warn or error", o.log_level);
         return tm_cmd_fail("serve", &err);
     }
     tm_log_init("turbomesh-serve", level, TM_LOG_AUTO);
@@ -297,7 +329,8 @@ int tm_cmd_serve(int argc, char **argv)
     int sigfd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     serve s = {.o = &o, .model = model, .backoff_ms = 1000, .window_start_ms = tm_clock_ms()};
     s.group_port = tm_launch_free_port(0);
-    fprintf(stderr, "starting the worker group: %s, %lld rank%s\n", model, (long long)o.tp, o.tp == 1 ? "" : "s");
+    fprintf(stderr, "starting the worker group: %s, %lld rank%s\n", model, (long long)o.tp,
+            o.tp == 1 ? "" : "s");
     tm_status st = start_group(&s, &err);
     if (st == TM_OK)
         st = start_router(&s, &err);
@@ -331,7 +364,9 @@ int tm_cmd_worker(int argc, char **argv)
 {
     int tp = 1;
     for (int i = 1; i < argc; i++) {
-        const char *v = strncmp(argv[i], "--tp=", 5) == 0 ? argv[i] + 5 : strcmp(argv[i], "--tp") == 0 ? argv[i + 1] : NULL;
+        const char *v = strncmp(argv[i], "--tp=", 5) == 0 ? argv[i] + 5
+                        : strcmp(argv[i], "--tp") == 0    ? argv[i + 1]
+                                                          : NULL;
         if (v)
             tp = (int)strtol(v, NULL, 10);
     }

@@ -28,7 +28,8 @@ static void end_of_line(tm_sse *s, void (*on_data)(void *, char *, size_t), void
     tm_buf_clear(&s->line);
 }
 
-bool tm_sse_feed(tm_sse *s, const char *bytes, size_t len, void (*on_data)(void *, char *, size_t), void *user)
+bool tm_sse_feed(tm_sse *s, const char *bytes, size_t len, void (*on_data)(void *, char *, size_t),
+                 void *user)
 {
     while (len > 0) {
         const char *nl = memchr(bytes, '\n', len);

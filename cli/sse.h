@@ -14,7 +14,7 @@ typedef struct tm_sse {
 void tm_sse_init(tm_sse *s);
 void tm_sse_deinit(tm_sse *s);
 /* False when a line is over the bound or memory ran out. data is NUL-terminated and writable. */
-bool tm_sse_feed(tm_sse *s, const char *bytes, size_t len, void (*on_data)(void *user, char *data, size_t len),
-                 void *user);
+bool tm_sse_feed(tm_sse *s, const char *bytes, size_t len,
+                 void (*on_data)(void *user, char *data, size_t len), void *user);
 
 #endif

@@ -19,3 +19,18 @@ function(tm_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}"
     ENVIRONMENT "TM_SHARED=${TM_SHARED_DIR};TM_BIN=${CMAKE_BINARY_DIR}/bin")
 endfunction()
+
+# Debian's own Python has the pytest and grpc packages that the tests use.
+find_program(TM_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH REQUIRED)
+
+# tm_pytest(name file.py [TIMEOUT s] [LABELS e2e]): needs the programs, so it is skipped where they are not built.
+function(tm_pytest name file)
+  cmake_parse_arguments(T "" "TIMEOUT" "LABELS" ${ARGN})
+  add_test(NAME ${name} COMMAND ${TM_PYTHON} -m pytest -q -x -p no:cacheprovider ${CMAKE_CURRENT_SOURCE_DIR}/${file}
+    WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}" RUN_SERIAL TRUE
+    ENVIRONMENT "TM_SHARED=${TM_SHARED_DIR};TM_BIN=${CMAKE_BINARY_DIR}/bin;PYTHONDONTWRITEBYTECODE=1")
+endfunction()

@@ -46,6 +46,9 @@ tm_status tm_json_parse(const char *data, size_t len, json_t **out, tm_err *err)
     if (!depth_ok(data, len))
         return TM_FAIL(err, TM_STATUS_INVALID, "not valid JSON: nested deeper than %d levels",
                        JSON_DEPTH_MAX);
+    /* A raw NUL is never JSON, but jansson takes one behind a number for the end of the text. */
+    if (len > 0 && memchr(data, '\0', len))
+        return TM_FAIL(err, TM_STATUS_INVALID, "not valid JSON: a NUL byte");
     json_error_t je;
     json_t *v = json_loadb(data, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
     if (!v) {

@@ -63,19 +63,19 @@ size_t tm_int_format(char out[TM_NUM_MAX], int64_t v)
 }
 
 /* printf writes the locale's decimal point, which may be several bytes: one '.' instead. */
-static size_t unlocalise(char *s)
+static size_t unlocalise(char *out, const char *s)
 {
     size_t o = 0;
     bool point = false;
     for (size_t i = 0; s[i]; i++) {
         if ((s[i] >= '0' && s[i] <= '9') || s[i] == '-' || s[i] == '+' || s[i] == 'e') {
-            s[o++] = s[i];
+            out[o++] = s[i];
         } else if (!point) {
-            s[o++] = '.';
+            out[o++] = '.';
             point = true;
         }
     }
-    s[o] = '\0';
+    out[o] = '\0';
     return o;
 }
 
@@ -83,14 +83,19 @@ size_t tm_num_format(char out[TM_NUM_MAX], double v, bool single)
 {
     if (single)
         v = (double)(float)v;
-    if (v == floor(v) && fabs(v) < 1e15 && !(v == 0 && signbit(v)))
+    if (v == 0 && signbit(v)) {
+        memcpy(out, "-0.0", 5); /* "-0" is an integer to many readers: the sign would be lost */
+        return 4;
+    }
+    if (v == floor(v) && fabs(v) < 1e15)
         return tm_int_format(out, (int64_t)v);
     /* 6 and 15 digits always survive text -> number -> text; 9 and 17 are always enough. */
+    char text[TM_NUM_MAX];
     for (int digits = single ? 6 : 15;; digits++) {
-        snprintf(out, TM_NUM_MAX, "%.*g", digits, v);
-        double back = single ? (double)strtof(out, NULL) : strtod(out, NULL);
+        snprintf(text, sizeof text, "%.*g", digits, v);
+        double back = single ? (double)strtof(text, NULL) : strtod(text, NULL);
         if (back == v || digits == (single ? 9 : 17))
-            return unlocalise(out);
+            return unlocalise(out, text);
     }
 }
 

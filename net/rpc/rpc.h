@@ -51,6 +51,8 @@ void tm_rpc_server_destroy(tm_rpc_server *s, int64_t grace_ms);
 tm_status tm_rpc_call_send(tm_rpc_call *c, const void *data, size_t len);
 /* Ends the call with a gRPC status after everything queued went out. */
 void tm_rpc_call_finish(tm_rpc_call *c, tm_status st, const char *message);
+/* Ends the call at once: what is queued is dropped (a client that does not read). on_close follows. */
+void tm_rpc_call_abort(tm_rpc_call *c, tm_status st, const char *message);
 /* Value of a request metadata key ("authorization"), or NULL; valid until on_close. */
 const char *tm_rpc_call_metadata(tm_rpc_call *c, const char *key);
 int64_t tm_rpc_call_deadline_ms(const tm_rpc_call *c); /* left, INT64_MAX = none */

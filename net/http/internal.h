@@ -1,0 +1,111 @@
+/* Inside the HTTP server: connection and request as server.c, conn.c, request.c and reply.c share them. */
+#ifndef TM_NET_HTTP_INTERNAL_H
+#define TM_NET_HTTP_INTERNAL_H
+
+#include <event2/buffer.h>
+#include <event2/event.h>
+#include <event2/event_struct.h>
+#include <sys/queue.h>
+
+#include "net/http/http.h"
+#include "net/http/parse.h"
+
+typedef enum tm_http_conn_state {
+    TM_CONN_IDLE,   /* between requests */
+    TM_CONN_HEAD,   /* head bytes are coming */
+    TM_CONN_BODY,   /* body bytes are coming */
+    TM_CONN_ANSWER, /* the request is in; its answer is awaited or being written */
+    TM_CONN_LINGER  /* all is written and shut down; input is dropped until the client closes */
+} tm_http_conn_state;
+
+typedef struct tm_http_conn tm_http_conn;
+
+struct tm_http_req {
+    tm_http_conn *conn;
+    const tm_http_route *route;
+    tm_http_parser parser;
+    char *rest; /* in the path, or NULL */
+    char *query_flat;
+    size_t query_len;
+    void *user;
+    void (*on_gone)(void *user, tm_http_req *req);
+    void (*on_drain)(void *user, tm_http_req *req);
+    int64_t start_ns;
+    tm_buf headers; /* "Name: value\r\n"... */
+    size_t queued_bytes;
+    int status;
+    bool head_only; /* HEAD: the body is counted, not sent */
+    bool body_in;   /* the whole request was received */
+    bool chunked;   /* the answer is */
+    bool streaming;
+    bool complete;  /* the answer is wholly queued; the handle is the server's again */
+    bool gone;      /* on_gone ran or will not run any more */
+    bool over_mark; /* BUSY was reported; on_drain is owed */
+};
+
+struct tm_http_conn {
+    tm_http_server *server;
+    TAILQ_ENTRY(tm_http_conn) all;
+    TAILQ_ENTRY(tm_http_conn) dirty_link;
+    int fd;
+    tm_http_conn_state state;
+    struct event ev_in, ev_out;
+    struct evbuffer *out;
+    tm_http_req *req;
+    tm_buf pending;            /* bytes of pipelined requests, at most one read's worth */
+    int64_t deadline_ms;       /* of the state; 0 = none */
+    int64_t write_deadline_ms; /* progress must come before; 0 = nothing waits */
+    int64_t body_start_ms;
+    bool dirty, close_after, eof, input_paused, writing, broken;
+    char peer[48];
+};
+
+TAILQ_HEAD(tm_http_conn_list, tm_http_conn);
+
+struct tm_http_server {
+    struct event_base *base;
+    tm_http_opts opts;
+    tm_http_limits limits;
+    char *server_name;
+    int listen_fd, port;
+    struct event *ev_listen, *ev_tick, *ev_flush;
+    struct tm_http_conn_list conns;
+    struct tm_http_conn_list dirty;
+    int conn_count, active;
+    bool accept_paused, draining, tick_on;
+    int64_t accept_retry_ms;
+    int64_t date_s;
+    char date[32];
+    char *scratch; /* every read of every connection lands here first */
+};
+
+enum {
+    TM_HTTP_SCRATCH_BYTES = 65536,
+    TM_HTTP_LINGER_MS = 2000,
+    /* A body this short is read to its end after an early answer, to keep the connection. */
+    TM_HTTP_SKIP_BODY_MAX = 65536,
+    /* A stream whose writer ignores BUSY is cut at this many times stream_buffer_max. */
+    TM_HTTP_STREAM_HARD_FACTOR = 4
+};
+
+/* conn.c */
+void tm_http_conn_open(tm_http_server *s, int fd, const char *peer);
+void tm_http_conn_destroy(tm_http_conn *c); /* a pending request gets on_gone, then on_done */
+void tm_http_conn_flush(tm_http_conn *c);
+void tm_http_conn_mark_dirty(tm_http_conn *c);
+/* Deadlines and, while input is paused, the client's leaving. May destroy c. */
+void tm_http_conn_check(tm_http_conn *c, int64_t now_ms);
+
+/* request.c */
+tm_http_req *tm_http_req_create(tm_http_conn *c);
+void tm_http_req_destroy(tm_http_req *r);
+
+/* reply.c */
+void tm_http_reply_error(tm_http_req *r, int status);
+const char *tm_http_reason(int status);
+
+/* server.c */
+void tm_http_server_conn_closed(tm_http_server *s); /* may accept again */
+const char *tm_http_server_date(tm_http_server *s);
+
+#endif
