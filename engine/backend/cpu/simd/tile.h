@@ -31,19 +31,33 @@ typedef struct tile_args {
 
 typedef void (*tile_fn)(const tile_args *a);
 
+/* The smaller side is held in registers, the larger one goes by: TT * RR + min(TT, RR) + 1 registers. */
 TM_INLINE void tile_step(const int TT, const int RR, const tm_dtype dt, const tile_args *a, int k,
                          vf (*acc)[8])
 {
-    vf w[8];
+    vf held[8];
+    if (TT < RR) {
+#pragma GCC unroll 8
+        for (int t = 0; t < TT; t++)
+            held[t] = vf_load(a->x + (size_t)t * a->ldx + (size_t)k);
+#pragma GCC unroll 8
+        for (int r = 0; r < RR; r++) {
+            vf w = vf_load_t(a->w, (size_t)r * a->ldw + (size_t)k, dt);
+#pragma GCC unroll 8
+            for (int t = 0; t < TT; t++)
+                acc[t][r] = vf_fma(held[t], w, acc[t][r]);
+        }
+        return;
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < RR; r++)
-        w[r] = vf_load_t(a->w, (size_t)r * a->ldw + (size_t)k, dt);
+        held[r] = vf_load_t(a->w, (size_t)r * a->ldw + (size_t)k, dt);
 #pragma GCC unroll 8
     for (int t = 0; t < TT; t++) {
         vf x = vf_load(a->x + (size_t)t * a->ldx + (size_t)k);
 #pragma GCC unroll 8
         for (int r = 0; r < RR; r++)
-            acc[t][r] = vf_fma(x, w[r], acc[t][r]);
+            acc[t][r] = vf_fma(x, held[r], acc[t][r]);
     }
 }
 
