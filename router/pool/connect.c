@@ -144,18 +144,6 @@ void tm_group_hello(tm_pool *p, tm_group *g, const tm_wire_hello *h)
            (unsigned long long)g->epoch, m->name);
 }
 
-/* The list names a newer life of this group than the one on the link: it has dead_ms to follow. */
-static bool superseded(const tm_pool *p, tm_group *g, int64_t now_ns)
-{
-    if (!g->hello || g->epoch >= g->member.epoch) {
-        g->superseded_ns = 0;
-        return false;
-    }
-    if (g->superseded_ns == 0)
-        g->superseded_ns = now_ns;
-    return now_ns - g->superseded_ns > p->opts.dead_ms * NS_PER_MS;
-}
-
 static void check_link(tm_pool *p, tm_group *g, int64_t now_ns)
 {
     int64_t silent_ms = (now_ns - g->last_rx_ns) / NS_PER_MS;
@@ -165,8 +153,6 @@ static void check_link(tm_pool *p, tm_group *g, int64_t now_ns)
         tm_group_lost(p, g, TM_MOVE_DEATH, "no Hello");
     else if (g->hello && silent_ms >= p->opts.dead_ms)
         tm_group_lost(p, g, TM_MOVE_DEATH, "silent");
-    else if (superseded(p, g, now_ns))
-        tm_group_lost(p, g, TM_MOVE_HANDBACK, "a newer epoch is registered");
     else if (g->hello && !g->suspect && silent_ms >= p->opts.suspect_ms) {
         g->suspect = true;
         tm_group_publish(g);

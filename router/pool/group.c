@@ -193,7 +193,6 @@ void tm_group_forget(tm_group *g)
     g->prefill_tps = g->step_s = g->kv_use = 0;
     g->step_age_ms = 0;
     g->submit_seq = 0;
-    g->superseded_ns = 0;
     g->unacked_head = g->unacked_count = 0;
     g->unacked_tokens = 0;
     g->busy_until_ns = g->eject_until_ns = 0;

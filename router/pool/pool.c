@@ -172,6 +172,15 @@ void tm_pool_settle(tm_pool *p)
 
 /* ---- messages ---- */
 
+static void take_step(tm_pool *p, tm_group *g, const Turbomesh__Worker__V1__StepEvents *step,
+                      int64_t received_ns)
+{
+    for (size_t i = 0; i < step->n_event; i++)
+        tm_gen_event(p, g, step->event[i]);
+    double delay_s = (double)(tm_pool_now(p) - received_ns) / (double)NS_PER_S;
+    tm_series_observe(p->metrics.forward_s, TM_MAX(delay_s, 0.0));
+}
+
 void tm_pool_on_message(tm_pool *p, uint64_t link_id, const tm_wire_worker_message *m,
                         int64_t received_ns)
 {
@@ -196,8 +205,7 @@ void tm_pool_on_message(tm_pool *p, uint64_t link_id, const tm_wire_worker_messa
         if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_LOAD)
             tm_group_load(g, m->load);
         if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_STEP)
-            for (size_t i = 0; i < m->step->n_event; i++)
-                tm_gen_event(p, g, m->step->event[i]);
+            take_step(p, g, m->step, received_ns);
     }
     tm_pool_settle(p);
 }

@@ -25,10 +25,12 @@ static void update_member(tm_pool *p, tm_group *g, const tm_member *m)
 {
     g->listed = true;
     g->doubted = false;
-    if (m->epoch < g->member.epoch)
-        return; /* a registration of an earlier life */
+    if (m->epoch < g->member.epoch && link_healthy(g))
+        return; /* a registration of an earlier life, read from an etcd that went back */
     bool moved = strcmp(g->member.address, m->address) != 0;
-    bool newer = m->epoch > g->member.epoch;
+    /* A group that lost its lease registers again with a new epoch while its stream goes on: at the same
+     * address that is no reason to disturb the stream. */
+    bool newer = m->epoch != g->member.epoch;
     if (moved)
         tm_group_lost(p, g, TM_MOVE_HANDBACK, "it has a new address");
     g->member = *m;

@@ -71,7 +71,6 @@ struct tm_group {
     bool hello;
     uint64_t epoch; /* of the link's messages */
     int64_t opened_ns, last_rx_ns, retry_ns;
-    int64_t superseded_ns; /* since when the list names a newer epoch, 0 = it does not */
     int64_t backoff_ms;
 
     int max_batch, queue_max;
