@@ -65,5 +65,4 @@ static void complete_cost(tm_balancer *b, int64_t generated)
     b->expected_out += EXPECTED_OUT_GAIN * ((double)generated - b->expected_out);
 }
 
-const tm_policy TM_POLICY_COST_ROW = {
-    .name = "cost", .pick = pick_cost, .complete = complete_cost};
+const tm_policy TM_POLICY_COST_ROW = {.name = "cost", .pick = pick_cost, .complete = complete_cost};

@@ -13,17 +13,17 @@
 
 /* One group. Telemetry is meaningful only when `known`; unknown is never taken for zero. */
 typedef struct tm_candidate {
-    uint64_t key;           /* stable hash of the group's name */
-    int in_flight;          /* generations of this router on the group */
-    int capacity;           /* how many it may hold */
-    bool known;             /* a load report with rates has come on this link */
-    int running, waiting;   /* reported */
-    int unacked;            /* sent since the numbers were taken */
-    double waiting_tokens;  /* reported prompt tokens not yet computed */
-    double unacked_tokens;  /* prompt tokens sent since the numbers were taken */
-    double prefill_tps;     /* tokens per second */
-    double step_s;          /* seconds of a step = time between two tokens of a sequence */
-    double kv_use;          /* 0..1 of the blocks that sequences refer to */
+    uint64_t key;          /* stable hash of the group's name */
+    int in_flight;         /* generations of this router on the group */
+    int capacity;          /* how many it may hold */
+    bool known;            /* a load report with rates has come on this link */
+    int running, waiting;  /* reported */
+    int unacked;           /* sent since the numbers were taken */
+    double waiting_tokens; /* reported prompt tokens not yet computed */
+    double unacked_tokens; /* prompt tokens sent since the numbers were taken */
+    double prefill_tps;    /* tokens per second */
+    double step_s;         /* seconds of a step = time between two tokens of a sequence */
+    double kv_use;         /* 0..1 of the blocks that sequences refer to */
 } tm_candidate;
 
 typedef struct tm_pick_request {
@@ -49,8 +49,8 @@ typedef struct tm_policy {
 struct tm_balancer {
     const tm_policy *policy;
     uint64_t rng;
-    uint64_t turn;        /* round_robin */
-    double expected_out;  /* moving mean of generated tokens */
+    uint64_t turn;       /* round_robin */
+    double expected_out; /* moving mean of generated tokens */
 };
 
 extern const tm_policy TM_POLICY_COST_ROW, TM_POLICY_SESSION_ROW, TM_POLICY_LEAST_LOAD_ROW,
@@ -60,7 +60,8 @@ extern const tm_policy TM_POLICY_COST_ROW, TM_POLICY_SESSION_ROW, TM_POLICY_LEAS
 const tm_policy *tm_policy_at(int kind);
 void tm_balancer_init(tm_balancer *b, const tm_policy *policy, uint64_t seed);
 /* count >= 1. */
-tm_pick tm_balancer_pick(tm_balancer *b, const tm_pick_request *r, const tm_candidate *c, int count);
+tm_pick tm_balancer_pick(tm_balancer *b, const tm_pick_request *r, const tm_candidate *c,
+                         int count);
 void tm_balancer_complete(tm_balancer *b, int64_t generated);
 
 /* For the rows. */

@@ -17,8 +17,8 @@
 
 static void plan_retry(tm_pool *p, tm_group *g)
 {
-    g->backoff_ms = g->backoff_ms == 0 ? BACKOFF_MIN_MS
-                                       : TM_MIN(g->backoff_ms * 2, (int64_t)BACKOFF_MAX_MS);
+    g->backoff_ms =
+        g->backoff_ms == 0 ? BACKOFF_MIN_MS : TM_MIN(g->backoff_ms * 2, (int64_t)BACKOFF_MAX_MS);
     /* Jitter of +-25 %: many routers lose a group in the same moment. */
     int64_t spread = g->backoff_ms / 2 + 1;
     int64_t jitter = (int64_t)(tm_balancer_random(&p->balancer) % (uint64_t)spread);
@@ -74,8 +74,9 @@ void tm_group_lost(tm_pool *p, tm_group *g, tm_move_kind kind, const char *why)
     /* A group that said it was leaving may go: no generation is blamed for that. */
     if (kind == TM_MOVE_DEATH && (g->draining || g->member.draining))
         kind = TM_MOVE_HANDBACK;
-    tm_log(g->hello ? TM_LOG_WARN : TM_LOG_DEBUG, "group_lost", "%s at %s, epoch %llu: %s; %d generations move",
-           g->label, g->member.address, (unsigned long long)g->epoch, why, g->in_flight);
+    tm_log(g->hello ? TM_LOG_WARN : TM_LOG_DEBUG, "group_lost",
+           "%s at %s, epoch %llu: %s; %d generations move", g->label, g->member.address,
+           (unsigned long long)g->epoch, why, g->in_flight);
     tm_meter_link(p, g->hello ? "lost" : "refused");
     const tm_transport *t = &p->opts.transport;
     t->close(t->ctx, g->link);
@@ -102,7 +103,8 @@ static bool label_taken(const tm_pool *p, const tm_group *self, const char *labe
 static void take_label(tm_pool *p, tm_group *g, const char *name)
 {
     size_t len = strlen(name);
-    if (strcmp(g->label, name) == 0 || len == 0 || len >= sizeof(g->label) || label_taken(p, g, name))
+    if (strcmp(g->label, name) == 0 || len == 0 || len >= sizeof(g->label) ||
+        label_taken(p, g, name))
         return;
     tm_meter_group_remove(p, g);
     memcpy(g->label, name, len + 1);
@@ -130,7 +132,8 @@ void tm_group_hello(tm_pool *p, tm_group *g, const tm_wire_hello *h)
     g->hello = true;
     g->epoch = h->epoch;
     g->backoff_ms = 0;
-    g->max_batch = TM_MAX(1, clamp_count(h->has_max_batch_size, h->max_batch_size, MAX_BATCH_GUESS));
+    g->max_batch =
+        TM_MAX(1, clamp_count(h->has_max_batch_size, h->max_batch_size, MAX_BATCH_GUESS));
     g->queue_max = clamp_count(h->has_queue_max, h->queue_max, 0);
     g->max_context = h->has_max_context ? (int32_t)TM_MIN(h->max_context, (uint32_t)INT32_MAX) : 0;
     g->vocab = h->has_vocab ? (int32_t)TM_MIN(h->vocab, (uint32_t)INT32_MAX) : 0;

@@ -10,10 +10,10 @@
 #include "common/check.h"
 #include "common/log.h"
 
-#define ITL_GAIN      0.2
-#define BUSY_MS       200  /* a group that refused is asked again after its next report or this */
-#define EJECT_MS      5000
-#define OUT_FIRST     64
+#define ITL_GAIN  0.2
+#define BUSY_MS   200 /* a group that refused is asked again after its next report or this */
+#define EJECT_MS  5000
+#define OUT_FIRST 64
 
 /* Room for `tokens` rows and `tops` alternatives in the scratch arrays of the pool. */
 static bool reserve_scratch(tm_pool *p, size_t tokens, size_t tops)
@@ -109,7 +109,8 @@ static void take_prompt(tm_pool *p, tm_gen *g, const tm_wire_event *e)
         return;
     g->prompt_next = (int32_t)(first + (int64_t)n);
     if (g->ops.on_prompt != NULL)
-        g->ops.on_prompt(g->user, (int32_t)(first + skip), p->tokens + skip, (int)((int64_t)n - skip));
+        g->ops.on_prompt(g->user, (int32_t)(first + skip), p->tokens + skip,
+                         (int)((int64_t)n - skip));
 }
 
 static void note_pace(tm_gen *g, int count)

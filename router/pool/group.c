@@ -13,8 +13,8 @@
 #include "common/hash.h"
 #include "common/log.h"
 
-#define STEP_AGE_MIN_MS   5000
-#define STEP_AGE_FACTOR   20.0
+#define STEP_AGE_MIN_MS 5000
+#define STEP_AGE_FACTOR 20.0
 
 tm_status tm_group_create(tm_pool *p, const tm_member *m, tm_group **out)
 {
@@ -81,7 +81,8 @@ tm_group_state tm_group_state_of(const tm_group *g)
 
 const char *tm_group_state_name(tm_group_state s)
 {
-    static const char *const NAMES[] = {"down", "connecting", "starting", "ready", "suspect", "draining"};
+    static const char *const NAMES[] = {"down",  "connecting", "starting",
+                                        "ready", "suspect",    "draining"};
     return NAMES[s];
 }
 
@@ -148,9 +149,8 @@ void tm_group_load(tm_group *g, const tm_wire_load *l)
     g->prefill_tps = positive(l->prefill_tps);
     g->step_s = positive(l->step_ms) / 1000.0;
     g->step_age_ms = (int64_t)l->step_age_ms;
-    g->kv_use = l->blocks_total > 0
-                    ? TM_MIN(1.0, (double)l->blocks_used / (double)l->blocks_total)
-                    : 0.0;
+    g->kv_use =
+        l->blocks_total > 0 ? TM_MIN(1.0, (double)l->blocks_used / (double)l->blocks_total) : 0.0;
     bool draining = l->has_state && l->state == TURBOMESH__WORKER__V1__LOAD_REPORT__STATE__DRAINING;
     if (draining && !g->draining)
         tm_log(TM_LOG_INFO, "group_draining", "%s, %d generations here", g->label, g->in_flight);

@@ -116,8 +116,7 @@ static message_note *unpack(const tm_link *l, const void *data, size_t len)
         tm_arena_destroy(arena);
         return NULL;
     }
-    m->note = (tm_note){
-        .bytes = tm_arena_used(arena), .act = act_message, .drop = drop_message};
+    m->note = (tm_note){.bytes = tm_arena_used(arena), .act = act_message, .drop = drop_message};
     m->arena = arena;
     m->link_id = l->id;
     return m;

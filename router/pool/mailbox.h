@@ -23,8 +23,8 @@ typedef struct tm_note {
 typedef struct tm_mailbox tm_mailbox;
 
 tm_status tm_mailbox_create(tm_mailbox **out, size_t notes_max, size_t bytes_max, tm_err *err);
-void tm_mailbox_destroy(tm_mailbox *m);   /* no poster may be left */
-int tm_mailbox_fd(const tm_mailbox *m);   /* readable while there is something */
+void tm_mailbox_destroy(tm_mailbox *m); /* no poster may be left */
+int tm_mailbox_fd(const tm_mailbox *m); /* readable while there is something */
 /* Any thread. BUSY: full, the note stays the caller's. `must` passes the bound: ends of links and results
  * that somebody waits for, at most one for each of them. */
 tm_status tm_mailbox_post(tm_mailbox *m, tm_note *n, bool must);

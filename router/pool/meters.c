@@ -10,12 +10,12 @@ static const tm_metric_desc GROUP_STATE = {
     .kind = TM_METRIC_GAUGE,
     .labels = {"group"},
     .max_series = GROUPS_MAX};
-static const tm_metric_desc GROUP_IN_FLIGHT = {
-    .name = "turbomesh_group_in_flight",
-    .help = "Generations that this router has on a group.",
-    .kind = TM_METRIC_GAUGE,
-    .labels = {"group"},
-    .max_series = GROUPS_MAX};
+static const tm_metric_desc GROUP_IN_FLIGHT = {.name = "turbomesh_group_in_flight",
+                                               .help =
+                                                   "Generations that this router has on a group.",
+                                               .kind = TM_METRIC_GAUGE,
+                                               .labels = {"group"},
+                                               .max_series = GROUPS_MAX};
 static const tm_metric_desc QUEUE_DEPTH = {.name = "turbomesh_queue_depth",
                                            .help = "Generations waiting in the router for a group.",
                                            .kind = TM_METRIC_GAUGE};

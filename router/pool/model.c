@@ -163,5 +163,6 @@ int64_t tm_model_retry_after(const tm_model *m, int ahead)
     if (m->drain_rate < 1e-3)
         return RETRY_AFTER_MIN_MS;
     double s = ceil((double)(ahead + 1) / m->drain_rate);
-    return (int64_t)TM_MIN(TM_MAX(s * 1000.0, (double)RETRY_AFTER_MIN_MS), (double)RETRY_AFTER_MAX_MS);
+    return (int64_t)TM_MIN(TM_MAX(s * 1000.0, (double)RETRY_AFTER_MIN_MS),
+                           (double)RETRY_AFTER_MAX_MS);
 }

@@ -8,10 +8,10 @@
 #include "common/check.h"
 #include "common/log.h"
 
-#define WATCH_MS        100
-#define RATE_MS         1000
-#define RETRY_NO_GROUP  5000
-#define SEND_BYTES_MAX  ((size_t)64 << 20)
+#define WATCH_MS       100
+#define RATE_MS        1000
+#define RETRY_NO_GROUP 5000
+#define SEND_BYTES_MAX ((size_t)64 << 20)
 
 int64_t tm_pool_now(const tm_pool *p)
 {

@@ -72,8 +72,8 @@ void tm_pool_on_members(tm_pool *p, const tm_member_list *list)
     }
     bool burst = gone * 2 > known;
     if (burst && gone > 0)
-        tm_log(TM_LOG_WARN, "members", "%d of %d members vanished at once: healthy links stay", gone,
-               known);
+        tm_log(TM_LOG_WARN, "members", "%d of %d members vanished at once: healthy links stay",
+               gone, known);
     for (int i = 0; i < p->group_cap; i++)
         if (p->groups[i] != NULL && tm_member_find(list, p->groups[i]->member.name) == NULL)
             unlist(p->groups[i], burst);

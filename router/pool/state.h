@@ -60,11 +60,11 @@ typedef struct tm_slot {
 struct tm_group {
     int slot;
     tm_member member;
-    uint64_t key;     /* hash of the name */
-    char label[256];  /* name in metrics and answers: the group's own, when it is unique */
-    bool listed;      /* the last member list has it */
-    bool doubted;     /* missing from the list, which is not believed while the link is healthy */
-    tm_model *model;  /* since Hello */
+    uint64_t key;    /* hash of the name */
+    char label[256]; /* name in metrics and answers: the group's own, when it is unique */
+    bool listed;     /* the last member list has it */
+    bool doubted;    /* missing from the list, which is not believed while the link is healthy */
+    tm_model *model; /* since Hello */
 
     void *link; /* NULL = none */
     uint64_t link_id;
@@ -76,9 +76,9 @@ struct tm_group {
     int max_batch, queue_max;
     int32_t max_context, vocab;
     bool starting, draining; /* the group's own word */
-    bool suspect; /* silent */
-    bool stuck;   /* talks, but its engine ends no step */
-    bool broken; /* a send failed: lost at the next tick, outside of the owner's calls */
+    bool suspect;            /* silent */
+    bool stuck;              /* talks, but its engine ends no step */
+    bool broken;            /* a send failed: lost at the next tick, outside of the owner's calls */
     int64_t busy_until_ns;  /* it refused work: wait for its next report */
     int64_t eject_until_ns; /* it failed a generation: picked only when nobody else lives */
 
@@ -108,14 +108,19 @@ struct tm_model {
     tm_group **groups;                  /* with a live link that said so */
     int group_count, group_cap;
     int64_t lost_ns; /* when the last group left */
-    tm_heap queue;     /* room for all of gen_count, so a move never fails for memory */
+    tm_heap queue;   /* room for all of gen_count, so a move never fails for memory */
     int gen_count;
     uint64_t ended; /* generations that ended on a group, for the drain rate */
     uint64_t ended_seen;
     double drain_rate; /* per second */
 };
 
-typedef enum tm_gen_place { TM_GEN_NOWHERE, TM_GEN_QUEUED, TM_GEN_ON_GROUP, TM_GEN_ORPHAN } tm_gen_place;
+typedef enum tm_gen_place {
+    TM_GEN_NOWHERE,
+    TM_GEN_QUEUED,
+    TM_GEN_ON_GROUP,
+    TM_GEN_ORPHAN
+} tm_gen_place;
 
 struct tm_gen {
     tm_pool *pool;
@@ -150,10 +155,10 @@ struct tm_gen {
     uint64_t avoid_link; /* not there again while it is this link */
 
     uint64_t arrival;
-    int64_t wait_until_ns;     /* of the present wait */
-    int64_t deadline_ns;       /* INT64_MAX = none */
-    int64_t last_token_ns;     /* on the present group, 0 = none yet */
-    double itl_s;              /* moving mean */
+    int64_t wait_until_ns; /* of the present wait */
+    int64_t deadline_ns;   /* INT64_MAX = none */
+    int64_t last_token_ns; /* on the present group, 0 = none yet */
+    double itl_s;          /* moving mean */
     int moves, handbacks, rejects;
     struct {
         uint64_t key, epoch;
@@ -204,7 +209,7 @@ tm_group_state tm_group_state_of(const tm_group *g);
 const char *tm_group_state_name(tm_group_state s);
 void tm_group_publish(tm_group *g);
 int tm_group_capacity(const tm_group *g);
-bool tm_group_alive(const tm_group *g);    /* could be picked now or soon */
+bool tm_group_alive(const tm_group *g); /* could be picked now or soon */
 bool tm_group_has_room(const tm_group *g, int64_t now_ns);
 void tm_group_load(tm_group *g, const tm_wire_load *l);
 void tm_group_sent(tm_group *g, int64_t tokens);
@@ -232,7 +237,7 @@ void tm_place_pump(tm_pool *p, tm_model *m);
 
 /* gen.c: one generation's life */
 void tm_gen_enter(tm_gen *g, tm_group *group, int32_t slot);
-void tm_gen_leave(tm_gen *g); /* whatever place it is in; the only way out */
+void tm_gen_leave(tm_gen *g);                 /* whatever place it is in; the only way out */
 void tm_gen_wait(tm_gen *g, int64_t wait_ms); /* into the queue of its model */
 void tm_gen_orphan(tm_gen *g, tm_move_kind kind);
 void tm_gen_fail(tm_gen *g, tm_gen_error error, int64_t retry_after_ms);
@@ -243,7 +248,7 @@ void tm_gen_unhold(tm_gen *g); /* may free */
 bool tm_gen_complete(const tm_gen *g, tm_gen_finish *finish);
 tm_status tm_gen_create(tm_gen **out, tm_pool *p, tm_model *m, const tm_gen_args *args,
                         const tm_gen_ops *ops, void *user);
-void tm_gen_free(tm_gen *g); /* not placed any more */
+void tm_gen_free(tm_gen *g);                            /* not placed any more */
 void tm_gen_forgive(tm_pool *p, const tm_group *group); /* the death was none */
 
 /* submit.c: what is sent */

@@ -1,6 +1,7 @@
 # Tests of the pool, the policies and dispatch.
-set(sim dispatch_sim.c)
+set(fake)
 if(NOT EXISTS ${CMAKE_SOURCE_DIR}/router/served.c)
-  list(APPEND sim served_fake.c)
+  list(APPEND fake served_fake.c)
 endif()
-tm_test(dispatch_pool_test SOURCES dispatch_pool_test.c ${sim} LIBS tm_router)
+tm_test(dispatch_pool_test SOURCES dispatch_pool_test.c dispatch_sim.c ${fake} LIBS tm_router)
+tm_test(dispatch_link_test SOURCES dispatch_link_test.c dispatch_worker.c ${fake} LIBS tm_router)

@@ -157,7 +157,8 @@ static void send_load(sim *s, sim_group *g)
         r.has_state = r.has_last_submit_seq = 1;
         r.state = g->draining ? TURBOMESH__WORKER__V1__LOAD_REPORT__STATE__DRAINING
                               : TURBOMESH__WORKER__V1__LOAD_REPORT__STATE__READY;
-        r.has_running = r.has_waiting = r.has_waiting_tokens = r.has_prefill_tps = r.has_step_ms = 1;
+        r.has_running = r.has_waiting = r.has_waiting_tokens = r.has_prefill_tps = r.has_step_ms =
+            1;
         r.running = (uint32_t)running;
         r.waiting = (uint32_t)waiting;
         r.waiting_tokens = (uint64_t)tokens;
@@ -358,8 +359,7 @@ static tm_status sim_send(void *ctx, void *link, const void *data, size_t len)
     assert_true(l->open);
     if (!l->up)
         return TM_OK; /* written into the void */
-    tm_wire_router_message *m =
-        turbomesh__worker__v1__router_message__unpack(NULL, len, data);
+    tm_wire_router_message *m = turbomesh__worker__v1__router_message__unpack(NULL, len, data);
     assert_non_null(m);
     if (m->m_case == TURBOMESH__WORKER__V1__ROUTER_MESSAGE__M_SUBMIT && !g->frozen)
         take_submit(s, g, l, m->submit);
