@@ -417,7 +417,8 @@ static float *ranks_logits(const char *dir, const char *dtype, int tp, size_t *n
     close(fd);
     if (tp > 1)
         snprintf(cmd, sizeof(cmd),
-                 "timeout -k 5 120 %s -n %d --oversubscribe --allow-run-as-root --bind-to none %s "
+                 "ASAN_OPTIONS=detect_leaks=0 timeout -k 5 120 %s -n %d --oversubscribe "
+                 "--allow-run-as-root --bind-to none %s "
                  "rank %s %s %d %s",
                  TM_MPIRUN, tp, exe, dir, dtype, tp, out);
     else
