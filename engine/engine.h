@@ -116,7 +116,12 @@ typedef struct tm_engine_stats {
 
 /* Collective: every rank of comm opens with equal options. comm stays the caller's. */
 tm_status tm_engine_open(tm_engine **out, const tm_engine_opts *opts, tm_comm *comm, tm_err *err);
-void tm_engine_close(tm_engine *e); /* rank 0: cancels what runs, releases the followers */
+/* Rank 0: cancels what runs and releases the followers. Batches that are still queued can be fetched; then
+ * tm_engine_wait answers CLOSED. A thread that reads events stops itself on CLOSED and is joined between stop and
+ * close. Waits for the step in progress. */
+void tm_engine_stop(tm_engine *e);
+/* Stops, waits for threads inside tm_engine_wait to leave, and frees. NULL is fine. */
+void tm_engine_close(tm_engine *e);
 const tm_engine_info *tm_engine_info_get(const tm_engine *e);
 
 /* Ranks > 0: serves rank 0's steps. TM_OK on an orderly end, UNAVAILABLE when the group is lost. */
@@ -128,10 +133,11 @@ tm_status tm_engine_submit(tm_engine *e, const tm_request *r, tm_err *err);
 /* Takes effect within one step; unknown ids are ignored. */
 void tm_engine_cancel(tm_engine *e, uint64_t id);
 
-/* The next batch, or TIMEOUT, CLOSED (after close), UNAVAILABLE (group lost). Free with _events_free. */
+/* The next batch, or TIMEOUT, CLOSED (after stop), UNAVAILABLE (group lost; every request was told by then). A
+ * negative timeout waits without end. Free with _events_free. */
 tm_status tm_engine_wait(tm_engine *e, int64_t timeout_ms, tm_step_events **out);
 void tm_engine_events_free(tm_step_events *ev);
-/* Wakes a thread in tm_engine_wait (it returns TIMEOUT). */
+/* Wakes a thread in tm_engine_wait (it returns TIMEOUT); when none is there, the next one to come. */
 void tm_engine_wake(tm_engine *e);
 
 void tm_engine_stats_get(tm_engine *e, tm_engine_stats *out);

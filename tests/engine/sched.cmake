@@ -2,3 +2,4 @@
 tm_test(cache_test SOURCES cache_test.c LIBS tm_engine)
 tm_test(sched_test SOURCES sched_test.c sched_check.c LIBS tm_engine)
 tm_test(sample_test SOURCES sample_test.c LIBS tm_engine m)
+tm_test(engine_demo_test SOURCES engine_demo_test.c drive.c LIBS tm_engine m)
