@@ -187,11 +187,9 @@ static tm_status read_rope_type(const json_t *scaling, tm_rope_type *out, tm_err
     static const struct {
         const char *name;
         tm_rope_type type;
-    } types[] = {{"default", TM_ROPE_DEFAULT},
-                 {"linear", TM_ROPE_LINEAR},
-                 {"dynamic", TM_ROPE_DYNAMIC},
-                 {"llama3", TM_ROPE_LLAMA3},
-                 {"yarn", TM_ROPE_YARN}};
+    } types[] = {{"default", TM_ROPE_DEFAULT}, {"origin", TM_ROPE_DEFAULT}, /* InternLM 1 */
+                 {"linear", TM_ROPE_LINEAR},   {"dynamic", TM_ROPE_DYNAMIC},
+                 {"llama3", TM_ROPE_LLAMA3},   {"yarn", TM_ROPE_YARN}};
     static const char *const names[ALIASES_MAX] = {"rope_type", "type"};
     const char *key = names[0];
     json_t *v = find_any(scaling, names, &key);
