@@ -29,7 +29,7 @@ enum {
 /* Workspace of one thread; floats. d is padded to whole vectors. */
 typedef struct work {
     float *q;                     /* [rows][dp], scaled */
-    float *s;                     /* [rows][TILE_KEYS] */
+    float *s;                     /* [rows][S_STRIDE] */
     float *o;                     /* [rows][dp] of the span */
     float *sum_o;                 /* [rows][dp] of the spans so far */
     float *keys;                  /* [TILE_KEYS][d] */
@@ -71,7 +71,7 @@ static work carve_work(float *at, size_t rows, size_t dp, size_t d)
 {
     work w;
     w.q = carve(&at, rows * dp);
-    w.s = carve(&at, rows * TILE_KEYS);
+    w.s = carve(&at, rows * S_STRIDE);
     w.o = carve(&at, rows * dp);
     w.sum_o = carve(&at, rows * dp);
     w.keys = carve(&at, TILE_KEYS * d);
@@ -85,8 +85,7 @@ static work carve_work(float *at, size_t rows, size_t dp, size_t d)
 
 static size_t work_floats(size_t rows, size_t dp, size_t d)
 {
-    return 3 * (rows * dp + 16) + rows * TILE_KEYS + 16 + 2 * (TILE_KEYS * d + 16) +
-           4 * (rows + 16);
+    return 3 * (rows * dp + 16) + rows * S_STRIDE + 16 + 2 * (TILE_KEYS * d + 16) + 4 * (rows + 16);
 }
 
 static int row_pos(const attn_task *x, const unit *u, int row)
@@ -122,7 +121,7 @@ static void softmax_row(const attn_task *x, const unit *u, const work *w, int ro
         .slope = a->alibi ? a->alibi[u->kv_head * x->group + row % x->group] : 0.0f,
         .distance = (float)(j0 - pos),
     };
-    float *s = w->s + (size_t)row * TILE_KEYS;
+    float *s = w->s + (size_t)row * S_STRIDE;
     if (k.lo >= k.hi) {
         memset(s, 0, (size_t)n * sizeof *s);
         return;

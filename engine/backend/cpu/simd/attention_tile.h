@@ -11,7 +11,10 @@
 #include "engine/backend/cpu/simd/tile.h"
 #include "engine/backend/cpu/simd/vmath.h"
 
-enum { TILE_KEYS = 64 };
+enum {
+    TILE_KEYS = 64,
+    S_STRIDE = TILE_KEYS + 16 /* between rows of scores; padding for whole stores */
+};
 
 TM_INLINE float tile_exp1(float x)
 {
@@ -48,57 +51,75 @@ static inline void tile_widen(float *out, const void *in, tm_dtype t, size_t n)
         out[i] = tm_load_f32(in, i, t);
 }
 
-TM_TILE(1, 8)
-TM_TILE(1, 1)
-TM_TILE(2, 4)
-TM_TILE(2, 1)
-TM_TILE(4, 1)
+/* TT queries against n keys, RR at a time and the rest singly. The sums go straight to S: a store of four
+ * may pass the RR-th, into scores that the next store writes or that lie in the padding of the row. */
+TM_INLINE void qk_run(const int TT, const int RR, const tm_dtype t, tile_args *g, int n, float *s)
+{
+    const size_t step = g->ldw * (t == TM_DTYPE_F32 ? 4 : 2);
+    vf acc[6][8];
+    int j = 0;
+    g->ahead = (ptrdiff_t)(RR * step);
+    for (; j + RR <= n; j += RR) {
+        tile_sum(TT, RR, t, TT <= 2, g, acc);
+#pragma GCC unroll 8
+        for (int i = 0; i < TT; i++)
+#pragma GCC unroll 2
+            for (int r = 0; r < RR; r += 4)
+                _mm_storeu_ps(s + i * S_STRIDE + j + r,
+                              vf_hsum4(acc[i][r], acc[i][r + 1], acc[i][r + 2],
+                                       acc[i][r + 3 < RR ? r + 3 : r]));
+        g->w = (const char *)g->w + RR * step;
+    }
+    for (; j < n; j++) {
+        tile_sum(TT, 1, t, false, g, acc);
+#pragma GCC unroll 8
+        for (int i = 0; i < TT; i++)
+            s[i * S_STRIDE + j] = vf_hsum(acc[i][0]);
+        g->w = (const char *)g->w + step;
+    }
+}
+
+typedef void (*qk_fn)(tile_args *g, int n, float *s);
+
+#define TM_QK_T(tt, rr, t, T)                                                                      \
+    static void qk_##tt##x##rr##_##t(tile_args *g, int n, float *s)                                \
+    {                                                                                              \
+        qk_run(tt, rr, T, g, n, s);                                                                \
+    }
+#define TM_QK(tt, rr)                                                                              \
+    TM_QK_T(tt, rr, f32, TM_DTYPE_F32)                                                             \
+    TM_QK_T(tt, rr, bf16, TM_DTYPE_BF16)                                                           \
+    TM_QK_T(tt, rr, f16, TM_DTYPE_F16)
+#define TM_QK_ROW(tt, rr)                                                                          \
+    {                                                                                              \
+        qk_##tt##x##rr##_f32, qk_##tt##x##rr##_bf16, qk_##tt##x##rr##_f16                          \
+    }
+
+TM_QK(1, 8)
+TM_QK(2, 4)
 #ifdef __AVX512F__
-TM_TILE(4, 4)
-#define TM_QK_ROWS 4
-static const tile_fn g_qk_four[TM_DTYPE_COUNT] = TM_TILE_ROW(4, 4);
+TM_QK(4, 4)
+#define TM_QK_FOUR TM_QK_ROW(4, 4)
 #else
-TM_TILE(4, 3)
-#define TM_QK_ROWS 3
-static const tile_fn g_qk_four[TM_DTYPE_COUNT] = TM_TILE_ROW(4, 3);
+TM_QK(4, 3)
+#define TM_QK_FOUR TM_QK_ROW(4, 3)
 #endif
 
 static const struct {
-    int tokens, rows;
-    const tile_fn *full;
-    tile_fn one[TM_DTYPE_COUNT];
-} g_qk[] = {
-    {4, TM_QK_ROWS, g_qk_four, TM_TILE_ROW(4, 1)},
-    {2, 4, (const tile_fn[])TM_TILE_ROW(2, 4), TM_TILE_ROW(2, 1)},
-    {1, 8, (const tile_fn[])TM_TILE_ROW(1, 8), TM_TILE_ROW(1, 1)},
-};
+    int tokens;
+    qk_fn fn[TM_DTYPE_COUNT];
+} g_qk[] = {{4, TM_QK_FOUR}, {2, TM_QK_ROW(2, 4)}, {1, TM_QK_ROW(1, 8)}};
 
-/* S[rows][n] = q[rows][d] K[n][d]^T; rows of S are TILE_KEYS apart. */
+/* S[rows][n] = q[rows][d] K[n][d]^T */
 static inline void tile_qk(const float *q, size_t ldq, int rows, const void *k, tm_dtype t,
                            size_t d, int n, float *s)
 {
-    size_t step = d * tm_dtype_size(t);
     int shape = 0;
     for (int r = 0; r < rows; r += g_qk[shape].tokens) {
         while (g_qk[shape].tokens > rows - r)
             shape++;
-        for (int j = 0; j < n;) {
-            bool full = j + g_qk[shape].rows <= n;
-            int keys = full ? g_qk[shape].rows : 1;
-            const char *at = (const char *)k + (size_t)j * step;
-            tile_args g = {
-                .x = q + (size_t)r * ldq,
-                .ldx = ldq,
-                .w = at,
-                .ldw = d,
-                .k = (int)d,
-                .out = s + (size_t)r * TILE_KEYS + j,
-                .ldo = TILE_KEYS,
-                .next = at + (size_t)keys * step,
-            };
-            (full ? g_qk[shape].full : g_qk[shape].one)[t](&g);
-            j += keys;
-        }
+        tile_args g = {.x = q + (size_t)r * ldq, .ldx = ldq, .w = k, .ldw = d, .k = (int)d};
+        g_qk[shape].fn[t](&g, n, s + (size_t)r * S_STRIDE);
     }
 }
 
@@ -159,7 +180,7 @@ TM_INLINE void pv_run(const int RR, const int NV, const tm_dtype t, const float 
             x[c] = vf_load_t(v, (size_t)j * d + (size_t)(c * VW), t);
 #pragma GCC unroll 8
         for (int r = 0; r < RR; r++) {
-            vf w = vf_set1(p[r * TILE_KEYS + j]);
+            vf w = vf_set1(p[r * S_STRIDE + j]);
 #pragma GCC unroll 8
             for (int c = 0; c < NV; c++)
                 acc[r][c] = vf_fma(w, x[c], acc[r][c]);
@@ -235,7 +256,7 @@ static inline void tile_pv(const float *p, int rows, const void *v, tm_dtype t, 
     for (int r = 0; r < rows; r += g_pv[shape].rows) {
         while (g_pv[shape].rows > rows - r)
             shape++;
-        const float *pr = p + (size_t)r * TILE_KEYS;
+        const float *pr = p + (size_t)r * S_STRIDE;
         float *out = o + (size_t)r * ldo;
         int c = 0;
         while (c + VW <= d) {
@@ -245,7 +266,7 @@ static inline void tile_pv(const float *p, int rows, const void *v, tm_dtype t, 
             c += full ? g_pv[shape].vectors * VW : VW;
         }
         for (int i = 0; c < d && i < g_pv[shape].rows; i++)
-            pv_tail(t, pr + i * TILE_KEYS, v, (size_t)d, n, out + (size_t)i * ldo, (size_t)c);
+            pv_tail(t, pr + i * S_STRIDE, v, (size_t)d, n, out + (size_t)i * ldo, (size_t)c);
     }
 }
 

@@ -5,8 +5,8 @@
  *
  *   for panel of W rows (stays in L2) : for block of K : for TT tokens (stay in L1) : for RR rows : tile
  *
- * so W is read from memory once whatever T is, also for T of 2 to 8. At T = 1 a panel is one tile and the
- * next one is fetched ahead; the weights then stream at the speed of memory.
+ * so W is read from memory once whatever T is, also for T of 2 to 8. Each tile fetches the next one's rows
+ * ahead; at T = 1 a panel is one tile and the weights stream at the speed of memory.
  *
  * K is cut into equal blocks of at most K_BLOCK; each block's dot product (see tile.h) is added to the
  * output in order. So an output element depends on its row of x and of W alone: it is bit-equal alone, in
@@ -27,16 +27,11 @@ enum {
 };
 
 TM_TILE(1, 8)
-TM_TILE(1, 1)
-TM_TILE(2, 1)
 TM_TILE(3, 4)
-TM_TILE(3, 1)
-TM_TILE(4, 1)
 #ifdef __AVX512F__
 TM_TILE(2, 8)
 TM_TILE(4, 6)
 TM_TILE(6, 4)
-TM_TILE(6, 1)
 #else
 TM_TILE(2, 6)
 TM_TILE(4, 3)
@@ -44,21 +39,20 @@ TM_TILE(4, 3)
 
 typedef struct tile_shape {
     int tokens, rows;
-    tile_fn full[TM_DTYPE_COUNT]; /* tokens x rows */
-    tile_fn one[TM_DTYPE_COUNT];  /* tokens x 1, for the last rows of W */
+    tile_fn fn[TM_DTYPE_COUNT];
 } tile_shape;
 
 /* Most tokens first: a step takes the first shape that still fits. */
 static const tile_shape g_shapes[] = {
 #ifdef __AVX512F__
-    {6, 4, TM_TILE_ROW(6, 4), TM_TILE_ROW(6, 1)}, {4, 6, TM_TILE_ROW(4, 6), TM_TILE_ROW(4, 1)},
-    {3, 4, TM_TILE_ROW(3, 4), TM_TILE_ROW(3, 1)}, {2, 8, TM_TILE_ROW(2, 8), TM_TILE_ROW(2, 1)},
+    {6, 4, TM_TILE_ROW(6, 4)}, {4, 6, TM_TILE_ROW(4, 6)},
+    {3, 4, TM_TILE_ROW(3, 4)}, {2, 8, TM_TILE_ROW(2, 8)},
 #else
-    {4, 3, TM_TILE_ROW(4, 3), TM_TILE_ROW(4, 1)},
-    {3, 4, TM_TILE_ROW(3, 4), TM_TILE_ROW(3, 1)},
-    {2, 6, TM_TILE_ROW(2, 6), TM_TILE_ROW(2, 1)},
+    {4, 3, TM_TILE_ROW(4, 3)},
+    {3, 4, TM_TILE_ROW(3, 4)},
+    {2, 6, TM_TILE_ROW(2, 6)},
 #endif
-    {1, 8, TM_TILE_ROW(1, 8), TM_TILE_ROW(1, 1)},
+    {1, 8, TM_TILE_ROW(1, 8)},
 };
 
 typedef struct linear_task {
@@ -69,11 +63,6 @@ typedef struct linear_task {
     int token_parts;
 } linear_task;
 
-static const char *weight_at(const tm_weight *w, int n, int k)
-{
-    return (const char *)w->data + ((size_t)n * (size_t)w->k + (size_t)k) * tm_dtype_size(w->dtype);
-}
-
 /* Rows n0..n1 of W times `s->tokens` tokens from t, block of K from k0. */
 static void run_rows(const linear_task *l, const tile_shape *s, int t, int n0, int n1, int k0)
 {
@@ -81,25 +70,22 @@ static void run_rows(const linear_task *l, const tile_shape *s, int t, int n0, i
     const tm_weight *w = a->w;
     int k1 = TM_MIN(k0 + l->k_block, w->k);
     bool last = k1 == w->k;
+    size_t size = tm_dtype_size(w->dtype);
+    /* The tile after this one: the next block of K of the same rows, or the next rows from their start. */
+    ptrdiff_t ahead = last ? (ptrdiff_t)s->rows * w->k - k0 : k1 - k0;
     tile_args g = {
         .x = (const float *)a->x + (size_t)t * (size_t)a->ldx + k0,
         .ldx = (size_t)a->ldx,
+        .w = (const char *)w->data + ((size_t)n0 * (size_t)w->k + (size_t)k0) * size,
         .ldw = (size_t)w->k,
         .k = k1 - k0,
+        .out = (float *)a->out + (size_t)t * (size_t)a->ldo + n0,
         .ldo = (size_t)a->ldo,
+        .bias = last && w->bias ? w->bias + n0 : NULL,
         .add = k0 > 0,
+        .ahead = ahead * (ptrdiff_t)size,
     };
-    int n = n0;
-    while (n < n1) {
-        bool full = n + s->rows <= n1;
-        int rows = full ? s->rows : 1;
-        g.w = weight_at(w, n, k0);
-        g.next = last ? weight_at(w, n + rows, 0) : weight_at(w, n, k1);
-        g.out = (float *)a->out + (size_t)t * (size_t)a->ldo + n;
-        g.bias = last && w->bias ? w->bias + n : NULL;
-        (full ? s->full : s->one)[w->dtype](&g);
-        n += rows;
-    }
+    s->fn[w->dtype](&g, n1 - n0);
 }
 
 /* Splits n into `parts` shares of whole units; share i is [*from, *to). */

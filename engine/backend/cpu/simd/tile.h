@@ -1,4 +1,5 @@
-/* The dot-product tile: TT rows of x times RR rows of w, K elements, in registers.
+/* The dot-product tile: TT rows of x times RR rows of w, K elements, in registers; and the loop that takes
+ * TT rows of x past many rows of w.
  *
  * out[t * ldo + r] (=, or += with `add`) sum over k of x[t][k] * w[r][k], plus bias[r] if given. Both
  * operands have k contiguous, so weights are used as they lie in the checkpoint: no repacking, no second
@@ -26,10 +27,11 @@ typedef struct tile_args {
     size_t ldo;
     const float *bias;
     bool add;
-    const void *next; /* where the next tile of w starts: fetched ahead while TT is 1 */
+    ptrdiff_t ahead; /* bytes from a tile of w to the one that is used next, to fetch it early */
 } tile_args;
 
-typedef void (*tile_fn)(const tile_args *a);
+/* TT rows of x against the n rows of w from a->w on. */
+typedef void (*tile_fn)(const tile_args *a, int n);
 
 /* The smaller side is held in registers, the larger one goes by: TT * RR + min(TT, RR) + 1 registers. */
 TM_INLINE void tile_step(const int TT, const int RR, const tm_dtype dt, const tile_args *a, int k,
@@ -93,11 +95,13 @@ TM_INLINE void tile_finish(const int TT, const int RR, const tile_args *a, vf (*
     }
 }
 
-TM_INLINE void tile_run(const int TT, const int RR, const tm_dtype dt, const tile_args *a)
+/* The sums of the tile, one vector each. `fetch`: w comes from memory rather than from L1. Measured: 10 to
+ * 25 % on weights beyond L2, nothing lost on weights in L2. */
+TM_INLINE void tile_sum(const int TT, const int RR, const tm_dtype dt, const bool fetch,
+                        const tile_args *a, vf (*acc)[8])
 {
     /* Elements of w per cache line, so that each line is fetched once. */
     const int line = dt == TM_DTYPE_F32 ? 16 : 32;
-    vf acc[6][8];
 #pragma GCC unroll 8
     for (int t = 0; t < TT; t++)
 #pragma GCC unroll 8
@@ -105,11 +109,11 @@ TM_INLINE void tile_run(const int TT, const int RR, const tm_dtype dt, const til
             acc[t][r] = vf_zero();
     int k = 0;
     for (; k + line <= a->k; k += line) {
-        if (TT == 1) {
+        if (fetch) {
 #pragma GCC unroll 8
             for (int r = 0; r < RR; r++) {
                 size_t at = ((size_t)r * a->ldw + (size_t)k) * (dt == TM_DTYPE_F32 ? 4 : 2);
-                _mm_prefetch((const char *)a->next + at, _MM_HINT_T0);
+                _mm_prefetch((const char *)a->w + at + a->ahead, _MM_HINT_T0);
             }
         }
 #pragma GCC unroll 4
@@ -120,22 +124,41 @@ TM_INLINE void tile_run(const int TT, const int RR, const tm_dtype dt, const til
         tile_step(TT, RR, dt, a, k, acc);
     if (k < a->k)
         tile_tail(TT, RR, dt, a, k, acc);
-    tile_finish(TT, RR, a, acc);
+}
+
+TM_INLINE void tile_one(const int TT, const int RR, const tm_dtype dt, tile_args *g)
+{
+    vf acc[6][8];
+    tile_sum(TT, RR, dt, true, g, acc);
+    tile_finish(TT, RR, g, acc);
+    g->w = (const char *)g->w + RR * g->ldw * (dt == TM_DTYPE_F32 ? 4 : 2);
+    g->out += RR;
+    g->bias = g->bias ? g->bias + RR : NULL;
+}
+
+/* RR rows of w at a time, the rest singly. */
+TM_INLINE void tile_run(const int TT, const int RR, const tm_dtype dt, const tile_args *a, int n)
+{
+    tile_args g = *a;
+    for (; n >= RR; n -= RR)
+        tile_one(TT, RR, dt, &g);
+    for (; n > 0; n--)
+        tile_one(TT, 1, dt, &g);
 }
 
 /* tile_1x8_bf16 and so on. */
 #define TM_TILE(tt, rr)                                                                            \
-    static void tile_##tt##x##rr##_f32(const tile_args *a)                                         \
+    static void tile_##tt##x##rr##_f32(const tile_args *a, int n)                                  \
     {                                                                                              \
-        tile_run(tt, rr, TM_DTYPE_F32, a);                                                         \
+        tile_run(tt, rr, TM_DTYPE_F32, a, n);                                                      \
     }                                                                                              \
-    static void tile_##tt##x##rr##_bf16(const tile_args *a)                                        \
+    static void tile_##tt##x##rr##_bf16(const tile_args *a, int n)                                 \
     {                                                                                              \
-        tile_run(tt, rr, TM_DTYPE_BF16, a);                                                        \
+        tile_run(tt, rr, TM_DTYPE_BF16, a, n);                                                     \
     }                                                                                              \
-    static void tile_##tt##x##rr##_f16(const tile_args *a)                                         \
+    static void tile_##tt##x##rr##_f16(const tile_args *a, int n)                                  \
     {                                                                                              \
-        tile_run(tt, rr, TM_DTYPE_F16, a);                                                         \
+        tile_run(tt, rr, TM_DTYPE_F16, a, n);                                                      \
     }
 #define TM_TILE_ROW(tt, rr)                                                                        \
     {                                                                                              \
