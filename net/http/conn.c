@@ -42,7 +42,8 @@ void tm_http_conn_open(tm_http_server *s, int fd, const char *peer)
     c->fd = fd;
     c->out = out;
     c->state = TM_CONN_IDLE;
-    c->deadline_ms = tm_clock_ms() + s->opts.header_timeout_ms;
+    c->idle_since_ms = tm_clock_ms();
+    c->deadline_ms = c->idle_since_ms + s->opts.header_timeout_ms;
     tm_buf_init(&c->pending, TM_HTTP_SCRATCH_BYTES);
     snprintf(c->peer, sizeof(c->peer), "%s", peer);
     event_assign(&c->ev_in, s->base, fd, EV_READ | EV_PERSIST, on_readable, c);
@@ -86,7 +87,7 @@ void tm_http_conn_destroy(tm_http_conn *c)
     close(c->fd);
     free(c);
     s->conn_count--;
-    tm_http_server_conn_closed(s);
+    tm_http_server_look_for_more(s);
 }
 
 /* Without this, close() after an unframed answer would look like its proper end. */
@@ -126,84 +127,6 @@ static void pause_input(tm_http_conn *c, bool paused)
         event_add(&c->ev_in, NULL);
 }
 
-static size_t route_prefix_len(const tm_http_route *route)
-{
-    size_t n = strlen(route->path);
-    return n && route->path[n - 1] == '*' ? n - 1 : 0;
-}
-
-static bool route_takes_path(const tm_http_route *route, const char *path)
-{
-    size_t n = strlen(route->path);
-    if (n && route->path[n - 1] == '*')
-        return strncmp(route->path, path, n - 1) == 0;
-    return strcmp(route->path, path) == 0;
-}
-
-static bool route_takes_method(const tm_http_route *route, const char *method)
-{
-    return strcmp(route->method, method) == 0 ||
-           (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
-}
-
-/* Exact paths win over prefixes, long prefixes over short ones. */
-static bool route_beats(const tm_http_route *a, const tm_http_route *b)
-{
-    if (!b)
-        return true;
-    size_t la = route_prefix_len(a), lb = route_prefix_len(b);
-    bool exact_a = a->path[strlen(a->path) - 1] != '*',
-         exact_b = b->path[strlen(b->path) - 1] != '*';
-    return exact_a != exact_b ? exact_a : la > lb;
-}
-
-static void list_allowed(const tm_http_opts *o, const char *path, tm_buf *allow)
-{
-    for (int i = 0; i < o->route_count; i++) {
-        const tm_http_route *route = &o->routes[i];
-        if (!route_takes_path(route, path) || strstr(allow->data ? allow->data : "", route->method))
-            continue;
-        tm_buf_printf(allow, "%s%s%s", allow->len ? ", " : "", route->method,
-                      strcmp(route->method, "GET") == 0 ? ", HEAD" : "");
-    }
-}
-
-static void show_slashes(tm_http_req *r)
-{
-    for (char *p = tm_http_parser_path(&r->parser); *p; p++)
-        if (*p == TM_HTTP_SLASH)
-            *p = '/';
-}
-
-/* Chooses the route; 0, 404 or 405 (with Allow set). */
-static int choose_route(tm_http_req *r)
-{
-    const tm_http_opts *o = &r->conn->server->opts;
-    char *path = tm_http_parser_path(&r->parser);
-    const char *method = tm_http_req_method(r);
-    bool known_path = false;
-    for (int i = 0; i < o->route_count; i++) {
-        const tm_http_route *route = &o->routes[i];
-        if (!route_takes_path(route, path))
-            continue;
-        /* A catch-all ("*", for preflights) says nothing about which paths exist. */
-        known_path = known_path || strcmp(route->path, "*") != 0;
-        if (route_takes_method(route, method) && route_beats(route, r->route))
-            r->route = route;
-    }
-    if (!r->route && known_path) {
-        tm_buf allow;
-        tm_buf_init(&allow, 4096);
-        list_allowed(o, path, &allow);
-        tm_http_set_header(r, "Allow", allow.data);
-        tm_buf_deinit(&allow);
-    }
-    if (r->route && strchr(r->route->path, '*'))
-        r->rest = path + strlen(r->route->path) - 1;
-    show_slashes(r);
-    return r->route ? 0 : known_path ? 405 : 404;
-}
-
 /* The head is in: everything that can be refused without the body is refused now. */
 static void take_head(tm_http_conn *c)
 {
@@ -212,7 +135,7 @@ static void take_head(tm_http_conn *c)
     c->state = TM_CONN_BODY;
     c->body_start_ms = tm_clock_ms();
     c->deadline_ms = c->body_start_ms + o->body_grace_ms;
-    int status = choose_route(r);
+    int status = tm_http_route_choose(r);
     if (status) {
         tm_http_reply_error(r, status);
         return;
@@ -246,7 +169,7 @@ static void refuse_request(tm_http_conn *c, int status)
     c->state = TM_CONN_ANSWER;
     c->deadline_ms = tm_clock_ms() + TM_HTTP_LINGER_MS;
     c->close_after = true;
-    show_slashes(r);
+    tm_http_route_show_slashes(r);
     if (r->status) {
         /* Answered early, and then the body turned out bad: an answer under way cannot be completed. */
         c->broken = c->broken || !r->complete;
@@ -393,9 +316,13 @@ static void finish_answer(tm_http_conn *c)
         return;
     }
     c->state = TM_CONN_IDLE;
-    c->deadline_ms = tm_clock_ms() + c->server->opts.idle_timeout_ms;
+    c->served = true;
+    c->idle_since_ms = tm_clock_ms();
+    c->deadline_ms = c->idle_since_ms + c->server->opts.idle_timeout_ms;
     if (c->pending.len)
         resume_input(c);
+    else
+        tm_http_server_look_for_more(c->server);
 }
 
 void tm_http_conn_flush(tm_http_conn *c)

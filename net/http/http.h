@@ -52,6 +52,7 @@ typedef struct tm_http_opts {
      * ""). May be NULL. */
     void (*on_done)(void *user, tm_http_req *req);
     size_t body_max, header_bytes_max, header_line_max, stream_buffer_max;
+    /* At connections_max the longest idle connection gives way; without one, accepting pauses. */
     int header_count_max, connections_max;
     int64_t header_timeout_ms, idle_timeout_ms, write_timeout_ms;
     const char *server_name; /* Server: header, or NULL */

@@ -55,8 +55,8 @@ struct tm_http_conn {
     tm_buf pending;            /* bytes of pipelined requests, at most one read's worth */
     int64_t deadline_ms;       /* of the state; 0 = none */
     int64_t write_deadline_ms; /* progress must come before; 0 = nothing waits */
-    int64_t body_start_ms;
-    bool dirty, close_after, eof, input_paused, writing, broken;
+    int64_t body_start_ms, idle_since_ms;
+    bool dirty, close_after, eof, input_paused, writing, broken, served;
     char peer[48];
 };
 
@@ -96,6 +96,11 @@ void tm_http_conn_mark_dirty(tm_http_conn *c);
 /* Deadlines and, while input is paused, the client's leaving. May destroy c. */
 void tm_http_conn_check(tm_http_conn *c, int64_t now_ms);
 
+/* route.c */
+int tm_http_route_choose(
+    tm_http_req *r); /* 0 with route and rest set, 404, or 405 with Allow set */
+void tm_http_route_show_slashes(tm_http_req *r); /* escaped slashes of the path become plain ones */
+
 /* request.c */
 tm_http_req *tm_http_req_create(tm_http_conn *c);
 void tm_http_req_destroy(tm_http_req *r);
@@ -105,7 +110,8 @@ void tm_http_reply_error(tm_http_req *r, int status);
 const char *tm_http_reason(int status);
 
 /* server.c */
-void tm_http_server_conn_closed(tm_http_server *s); /* may accept again */
+/* Accepts again after a pause; called when a connection closed or fell idle. */
+void tm_http_server_look_for_more(tm_http_server *s);
 const char *tm_http_server_date(tm_http_server *s);
 
 #endif

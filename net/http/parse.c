@@ -31,7 +31,7 @@ enum {
     ST_BAD
 };
 
-static tm_http_event refuse(tm_http_parser *p, int status, const char *why)
+tm_http_event tm_http_refuse(tm_http_parser *p, int status, const char *why)
 {
     p->state = ST_BAD;
     p->bad_status = status;
@@ -60,165 +60,6 @@ void tm_http_parser_deinit(tm_http_parser *p)
     p->fields = NULL;
 }
 
-/* ---- fields ------------------------------------------------------------------------------------------- */
-
-static bool apply_host(tm_http_parser *p, const char *v)
-{
-    size_t n = strlen(v);
-    if (p->response)
-        return true;
-    if (n == 0 || n > TM_HTTP_HOST_MAX || *v == ':')
-        return false;
-    /* Registered names, IPv4, [IPv6], a port; never user information, a path or a query. */
-    static const char others[] = "-._~%!$&'()*+,;=[]:";
-    for (size_t i = 0; i < n; i++) {
-        bool alnum = (v[i] >= '0' && v[i] <= '9') || ((v[i] | 32) >= 'a' && (v[i] | 32) <= 'z');
-        if (!alnum && !strchr(others, v[i]))
-            return false;
-    }
-    return true;
-}
-
-static bool apply_length(tm_http_parser *p, const char *v)
-{
-    size_t n = strlen(v);
-    if (n == 0 || (n > 1 && *v == '0'))
-        return false;
-    uint64_t length = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (v[i] < '0' || v[i] > '9')
-            return false;
-        /* Saturates: anything this long is over every limit, and is refused as such. */
-        length =
-            length > UINT64_MAX / 10 - 1 ? UINT64_MAX / 2 : length * 10 + (uint64_t)(v[i] - '0');
-    }
-    p->has_length = true;
-    p->length = length;
-    return true;
-}
-
-static bool apply_coding(tm_http_parser *p, const char *v)
-{
-    p->chunked = strcasecmp(v, "chunked") == 0;
-    return p->chunked;
-}
-
-static bool apply_connection(tm_http_parser *p, const char *v)
-{
-    while (*v) {
-        size_t n = strcspn(v, ", \t");
-        if (n == 5 && strncasecmp(v, "close", n) == 0)
-            p->keep_alive = false;
-        v += n;
-        v += strspn(v, ", \t");
-    }
-    return true;
-}
-
-static bool apply_expect(tm_http_parser *p, const char *v)
-{
-    if (strcasecmp(v, "100-continue") != 0)
-        return false;
-    p->expect_continue = p->minor >= 1;
-    return true;
-}
-
-static bool apply_content_encoding(tm_http_parser *p, const char *v)
-{
-    return p->response || *v == '\0' || strcasecmp(v, "identity") == 0;
-}
-
-enum { SEEN_HOST = 0, SEEN_LENGTH, SEEN_CODING };
-
-/* Fields that may stand once, and what reads them. A row's place is its bit in `seen`. */
-static const struct known_field {
-    const char *name;
-    bool (*apply)(tm_http_parser *p, const char *value);
-    int bad_status;
-    const char *bad_why;
-    bool repeatable;
-    bool refused_in_trailer;
-} known_fields[] = {
-    {"host", apply_host, 400, "bad Host field", false, true},
-    {"content-length", apply_length, 400, "bad Content-Length", false, true},
-    {"transfer-encoding", apply_coding, 400, "unsupported Transfer-Encoding", false, true},
-    {"connection", apply_connection, 400, "bad Connection field", true, true},
-    {"expect", apply_expect, 417, "unsupported expectation", false, true},
-    {"content-encoding", apply_content_encoding, 415, "request bodies must not be encoded", false,
-     true},
-    {"authorization", NULL, 400, "", false, true},
-    {"x-api-key", NULL, 400, "", false, true},
-    {"content-type", NULL, 400, "", false, true},
-};
-
-static const struct known_field *find_known(const char *name)
-{
-    for (size_t i = 0; i < TM_ARRAY_LEN(known_fields); i++)
-        if (strcasecmp(known_fields[i].name, name) == 0)
-            return &known_fields[i];
-    return NULL;
-}
-
-/* Cuts "Name: value" (len bytes, then NUL) in place. */
-static bool split_field(char *line, size_t len, char **name, char **value)
-{
-    char *colon = memchr(line, ':', len);
-    if (!colon || !tm_http_is_token(line, (size_t)(colon - line)))
-        return false;
-    char *v = colon + 1;
-    char *end = line + len;
-    while (v < end && (*v == ' ' || *v == '\t'))
-        v++;
-    while (end > v && (end[-1] == ' ' || end[-1] == '\t'))
-        end--;
-    for (const char *c = v; c < end; c++)
-        if (((unsigned char)*c < 0x20 && *c != '\t') || *c == 0x7f)
-            return false;
-    *colon = '\0';
-    *end = '\0';
-    *name = line;
-    *value = v;
-    return true;
-}
-
-static bool push_field(tm_http_parser *p, const char *name, const char *value)
-{
-    if (p->field_count == p->field_cap) {
-        int cap = p->field_cap ? p->field_cap * 2 : 12;
-        tm_http_field *grown = realloc(p->fields, (size_t)cap * sizeof(*grown));
-        if (!grown)
-            return false;
-        p->fields = grown;
-        p->field_cap = cap;
-    }
-    p->fields[p->field_count++] =
-        (tm_http_field){(uint32_t)(name - p->head.data), (uint32_t)(value - p->head.data)};
-    return true;
-}
-
-static tm_http_event take_field(tm_http_parser *p, char *line, size_t len)
-{
-    char *name, *value;
-    if (*line == ' ' || *line == '\t')
-        return refuse(p, 400, "folded header lines are not accepted");
-    if (!split_field(line, len, &name, &value))
-        return refuse(p, 400, "malformed header field");
-    if (p->field_count >= p->limits->header_count_max)
-        return refuse(p, 431, "too many header fields");
-    const struct known_field *known = find_known(name);
-    if (known) {
-        uint16_t bit = (uint16_t)(1u << (known - known_fields));
-        if ((p->seen & bit) && !known->repeatable)
-            return refuse(p, 400, "a header field that may stand once was repeated");
-        p->seen |= bit;
-        if (known->apply && !known->apply(p, value))
-            return refuse(p, known->bad_status, known->bad_why);
-    }
-    if (!push_field(p, name, value))
-        return refuse(p, 503, "out of memory");
-    return TM_HTTP_EV_MORE;
-}
-
 /* ---- start lines -------------------------------------------------------------------------------------- */
 
 /* "HTTP/1.0" and "HTTP/1.1"; other well-formed versions are 505. */
@@ -240,15 +81,15 @@ static tm_http_event take_request_line(tm_http_parser *p, char *line, size_t len
     char *sp2 = sp1 ? memchr(sp1 + 1, ' ', len - (size_t)(sp1 + 1 - line)) : NULL;
     if (!sp2 || strlen(line) != len || strlen(sp2 + 1) != 8 ||
         !tm_http_is_token(line, (size_t)(sp1 - line)))
-        return refuse(p, 400, "malformed request line");
+        return tm_http_refuse(p, 400, "malformed request line");
     *sp1 = '\0';
     *sp2 = '\0';
     int status = parse_version(p, sp2 + 1);
     if (status)
-        return refuse(p, status, "unsupported HTTP version");
+        return tm_http_refuse(p, status, "unsupported HTTP version");
     char *path, *query;
     if (!tm_http_target_split(sp1 + 1, &path, &query))
-        return refuse(p, 400, "malformed request target");
+        return tm_http_refuse(p, 400, "malformed request target");
     p->method = (uint32_t)(line - p->head.data);
     p->path = (uint32_t)(path - p->head.data);
     p->query = query ? (uint32_t)(query - p->head.data) : UINT32_MAX;
@@ -259,17 +100,17 @@ static tm_http_event take_request_line(tm_http_parser *p, char *line, size_t len
 static tm_http_event take_status_line(tm_http_parser *p, char *line, size_t len)
 {
     if (strlen(line) != len || len < 12 || line[8] != ' ' || (len > 12 && line[12] != ' '))
-        return refuse(p, 400, "malformed status line");
+        return tm_http_refuse(p, 400, "malformed status line");
     if (parse_version(p, line))
-        return refuse(p, 400, "unsupported HTTP version");
+        return tm_http_refuse(p, 400, "unsupported HTTP version");
     int status = 0;
     for (int i = 9; i < 12; i++) {
         if (line[i] < '0' || line[i] > '9')
-            return refuse(p, 400, "malformed status line");
+            return tm_http_refuse(p, 400, "malformed status line");
         status = status * 10 + (line[i] - '0');
     }
     if (status < 100)
-        return refuse(p, 400, "malformed status line");
+        return tm_http_refuse(p, 400, "malformed status line");
     p->status = status;
     p->state = ST_FIELDS;
     return TM_HTTP_EV_MORE;
@@ -305,13 +146,13 @@ static tm_http_event finish_response_head(tm_http_parser *p)
 static tm_http_event finish_head(tm_http_parser *p)
 {
     if (p->chunked && (p->has_length || p->minor == 0))
-        return refuse(p, 400, "ambiguous message length");
+        return tm_http_refuse(p, 400, "ambiguous message length");
     if (p->response)
         return finish_response_head(p);
-    if (p->minor == 1 && !(p->seen & (1u << SEEN_HOST)))
-        return refuse(p, 400, "missing Host field");
+    if (p->minor == 1 && !p->has_host)
+        return tm_http_refuse(p, 400, "missing Host field");
     if (p->has_length && p->length > p->limits->body_max)
-        return refuse(p, 413, "request body too large");
+        return tm_http_refuse(p, 413, "request body too large");
     p->remaining = p->has_length ? p->length : 0;
     p->state = p->chunked ? ST_CHUNK_SIZE : ST_FIXED;
     return TM_HTTP_EV_HEAD;
@@ -321,20 +162,21 @@ static tm_http_event finish_head(tm_http_parser *p)
 static tm_http_event take_line(tm_http_parser *p, char *line, size_t len)
 {
     if (p->state == ST_FIELDS)
-        return len ? take_field(p, line, len) : finish_head(p);
+        return len ? tm_http_take_field(p, line, len) : finish_head(p);
     if (len == 0) {
         /* RFC 9112 2.2: one empty line before a request is the tail of an older client's body. */
         p->head.len = p->line_start;
-        return p->response || ++p->blank_lines > 1 ? refuse(p, 400, "empty line in place of a head")
-                                                   : TM_HTTP_EV_MORE;
+        return p->response || ++p->blank_lines > 1
+                   ? tm_http_refuse(p, 400, "empty line in place of a head")
+                   : TM_HTTP_EV_MORE;
     }
     return p->response ? take_status_line(p, line, len) : take_request_line(p, line, len);
 }
 
 static tm_http_event refuse_long_line(tm_http_parser *p)
 {
-    return p->state == ST_START_LINE ? refuse(p, 414, "request line too long")
-                                     : refuse(p, 431, "header line too long");
+    return p->state == ST_START_LINE ? tm_http_refuse(p, 414, "request line too long")
+                                     : tm_http_refuse(p, 431, "header line too long");
 }
 
 static tm_http_event step_line(tm_http_parser *p, const char *data, size_t len, size_t *used)
@@ -344,7 +186,7 @@ static tm_http_event step_line(tm_http_parser *p, const char *data, size_t len, 
     if (!p->started) {
         p->started = true;
         if (*data != '\r' && !tm_http_is_token(data, 1))
-            return refuse(p, 400, "not an HTTP request");
+            return tm_http_refuse(p, 400, "not an HTTP request");
     }
     const char *nl = memchr(data, '\n', len);
     size_t take = nl ? (size_t)(nl - data) + 1 : len;
@@ -355,14 +197,14 @@ static tm_http_event step_line(tm_http_parser *p, const char *data, size_t len, 
     if (p->state == ST_FIELDS) {
         p->header_bytes += take;
         if (p->header_bytes > p->limits->header_bytes_max)
-            return refuse(p, 431, "header fields too large");
+            return tm_http_refuse(p, 431, "header fields too large");
     }
     if (!tm_buf_append(&p->head, data, take))
-        return refuse(p, 503, "out of memory");
+        return tm_http_refuse(p, 503, "out of memory");
     if (!nl)
         return TM_HTTP_EV_MORE;
     if (total < 2 || p->head.data[p->head.len - 2] != '\r')
-        return refuse(p, 400, "bare line feed");
+        return tm_http_refuse(p, 400, "bare line feed");
     char *line = p->head.data + p->line_start;
     p->head.data[p->head.len - 2] = '\0';
     p->head.len -= 1; /* keeps the NUL that ends the line's last string */
@@ -385,7 +227,7 @@ static tm_http_event step_fixed(tm_http_parser *p, const char *data, size_t len,
 {
     size_t take = len < p->remaining ? len : (size_t)p->remaining;
     if (take && !give_body(p, data, take))
-        return refuse(p, 503, "out of memory");
+        return tm_http_refuse(p, 503, "out of memory");
     *used = take;
     p->remaining -= take;
     if (p->remaining)
@@ -402,7 +244,7 @@ static tm_http_event step_until_eof(tm_http_parser *p, const char *data, size_t 
 {
     *used = len;
     if (len && !give_body(p, data, len))
-        return refuse(p, 503, "out of memory");
+        return tm_http_refuse(p, 503, "out of memory");
     return TM_HTTP_EV_MORE;
 }
 
@@ -414,12 +256,12 @@ static tm_http_event take_size_digit(tm_http_parser *p, char c)
                                                : -1;
     if (digit >= 0) {
         if (++p->chunk_digits > TM_HTTP_CHUNK_DIGITS_MAX)
-            return refuse(p, 400, "chunk size too long");
+            return tm_http_refuse(p, 400, "chunk size too long");
         p->remaining = p->remaining * 16 + (uint64_t)digit;
         return TM_HTTP_EV_MORE;
     }
     if (p->chunk_digits == 0 || (c != ';' && c != '\r'))
-        return refuse(p, 400, "malformed chunk size");
+        return tm_http_refuse(p, 400, "malformed chunk size");
     p->state = c == ';' ? ST_CHUNK_EXT : ST_CHUNK_SIZE_LF;
     return TM_HTTP_EV_MORE;
 }
@@ -431,9 +273,9 @@ static tm_http_event take_ext_byte(tm_http_parser *p, char c)
         return TM_HTTP_EV_MORE;
     }
     if (((unsigned char)c < 0x20 && c != '\t') || c == 0x7f)
-        return refuse(p, 400, "malformed chunk extension");
+        return tm_http_refuse(p, 400, "malformed chunk extension");
     if (++p->ext_bytes > TM_HTTP_CHUNK_EXT_MAX)
-        return refuse(p, 400, "chunk extensions too long");
+        return tm_http_refuse(p, 400, "chunk extensions too long");
     return TM_HTTP_EV_MORE;
 }
 
@@ -441,7 +283,7 @@ static tm_http_event begin_chunk(tm_http_parser *p)
 {
     p->chunk_digits = 0;
     if (!p->sink && p->body_bytes + p->remaining > p->limits->body_max)
-        return refuse(p, 413, "request body too large");
+        return tm_http_refuse(p, 413, "request body too large");
     p->state = p->remaining ? ST_CHUNK_DATA : ST_TRAILER;
     return TM_HTTP_EV_MORE;
 }
@@ -457,31 +299,28 @@ static tm_http_event step_chunk_byte(tm_http_parser *p, const char *data, size_t
     case ST_CHUNK_EXT:
         return take_ext_byte(p, *data);
     case ST_CHUNK_SIZE_LF:
-        return *data == '\n' ? begin_chunk(p) : refuse(p, 400, "malformed chunk line");
+        return *data == '\n' ? begin_chunk(p) : tm_http_refuse(p, 400, "malformed chunk line");
     case ST_CHUNK_DATA_CR:
         p->state = ST_CHUNK_DATA_LF;
-        return *data == '\r' ? TM_HTTP_EV_MORE : refuse(p, 400, "chunk longer than its size");
+        return *data == '\r' ? TM_HTTP_EV_MORE
+                             : tm_http_refuse(p, 400, "chunk longer than its size");
     default:
         p->state = ST_CHUNK_SIZE;
-        return *data == '\n' ? TM_HTTP_EV_MORE : refuse(p, 400, "malformed chunk end");
+        return *data == '\n' ? TM_HTTP_EV_MORE : tm_http_refuse(p, 400, "malformed chunk end");
     }
 }
 
 static tm_http_event take_trailer(tm_http_parser *p, char *line, size_t len)
 {
-    char *name, *value;
     if (len == 0) {
         tm_buf_deinit(&p->trailer);
         p->state = ST_DONE;
         return TM_HTTP_EV_DONE;
     }
     if (++p->trailer_lines > TM_HTTP_TRAILER_LINES_MAX)
-        return refuse(p, 400, "too many trailer lines");
-    if (!split_field(line, len, &name, &value))
-        return refuse(p, 400, "malformed trailer field");
-    const struct known_field *known = find_known(name);
-    if (known && known->refused_in_trailer)
-        return refuse(p, 400, "field not allowed in a trailer");
+        return tm_http_refuse(p, 400, "too many trailer lines");
+    if (tm_http_check_trailer(p, line, len) == TM_HTTP_EV_BAD)
+        return TM_HTTP_EV_BAD;
     tm_buf_clear(&p->trailer);
     return TM_HTTP_EV_MORE;
 }
@@ -494,14 +333,14 @@ static tm_http_event step_trailer(tm_http_parser *p, const char *data, size_t le
     size_t take = nl ? (size_t)(nl - data) + 1 : len;
     *used = take;
     if (p->trailer.len + take > p->limits->line_max + (nl ? 2 : 1))
-        return refuse(p, 400, "trailer line too long");
+        return tm_http_refuse(p, 400, "trailer line too long");
     if (!tm_buf_append(&p->trailer, data, take))
-        return refuse(p, 503, "out of memory");
+        return tm_http_refuse(p, 503, "out of memory");
     if (!nl)
         return TM_HTTP_EV_MORE;
     size_t total = p->trailer.len;
     if (total < 2 || p->trailer.data[total - 2] != '\r')
-        return refuse(p, 400, "bare line feed");
+        return tm_http_refuse(p, 400, "bare line feed");
     p->trailer.data[total - 2] = '\0';
     return take_trailer(p, p->trailer.data, total - 2);
 }
@@ -551,7 +390,7 @@ tm_http_event tm_http_parser_eof(tm_http_parser *p)
         p->state = ST_DONE;
         return TM_HTTP_EV_DONE;
     }
-    return refuse(p, 400, "connection closed inside a message");
+    return tm_http_refuse(p, 400, "connection closed inside a message");
 }
 
 static bool drop_bytes(void *user, const char *data, size_t len)

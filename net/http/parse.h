@@ -49,7 +49,7 @@ typedef struct tm_http_parser {
     bool started; /* a first byte came */
     uint8_t blank_lines;
     uint8_t minor; /* HTTP/1.minor */
-    bool keep_alive, chunked, expect_continue, has_length;
+    bool keep_alive, chunked, expect_continue, has_length, has_host;
     uint16_t seen; /* bit per known field */
     int status;    /* response */
     int bad_status;
@@ -87,6 +87,11 @@ const char *tm_http_parser_field(const tm_http_parser *p, const char *name);
 const char *tm_http_parser_method(const tm_http_parser *p);
 char *tm_http_parser_path(tm_http_parser *p);
 const char *tm_http_parser_query(const tm_http_parser *p); /* raw, well-formed escapes; or NULL */
+
+/* fields.c, for the parser: one line without its CRLF, NUL-terminated in the head or trailer buffer. */
+tm_http_event tm_http_take_field(tm_http_parser *p, char *line, size_t len);
+tm_http_event tm_http_check_trailer(tm_http_parser *p, char *line, size_t len);
+tm_http_event tm_http_refuse(tm_http_parser *p, int status, const char *why);
 
 /* target.c */
 /* Splits a request target in place into decoded path and raw query; false when it is not acceptable. */

@@ -23,6 +23,7 @@
 enum {
     ACCEPTS_PER_TURN = 64,
     ACCEPT_RETRY_MS = 100, /* after running out of descriptors */
+    FRESH_MS = 1000,
     TICK_MS_MAX = 500,
     TICK_MS_MIN = 10
 };
@@ -82,17 +83,10 @@ static void pause_accept(tm_http_server *s)
     s->accept_paused = true;
 }
 
-static void resume_accept(tm_http_server *s)
+void tm_http_server_look_for_more(tm_http_server *s)
 {
-    if (!s->accept_paused || !s->ev_listen || s->conn_count >= s->opts.connections_max ||
-        s->accept_retry_ms)
-        return;
-    s->accept_paused = event_add(s->ev_listen, NULL) != 0;
-}
-
-void tm_http_server_conn_closed(tm_http_server *s)
-{
-    resume_accept(s);
+    if (s->accept_paused && s->ev_listen && !s->accept_retry_ms)
+        s->accept_paused = event_add(s->ev_listen, NULL) != 0;
 }
 
 static void name_peer(const struct sockaddr_storage *addr, char *out, size_t size)
@@ -114,12 +108,29 @@ static bool out_of_resources(int error)
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
+/* At the cap, a connection that waits between requests gives way to one that has something to say. A new one
+ * that has not spoken yet is left a moment to do so. */
+static bool evict_idle(tm_http_server *s)
+{
+    int64_t now = tm_clock_ms();
+    tm_http_conn *c, *oldest = NULL;
+    TAILQ_FOREACH(c, &s->conns, all)
+    {
+        bool may_go = c->state == TM_CONN_IDLE && (c->served || now - c->idle_since_ms >= FRESH_MS);
+        if (may_go && (!oldest || c->idle_since_ms < oldest->idle_since_ms))
+            oldest = c;
+    }
+    if (oldest)
+        tm_http_conn_destroy(oldest);
+    return oldest != NULL;
+}
+
 static void on_accept(evutil_socket_t fd, short what, void *arg)
 {
     tm_http_server *s = arg;
     (void)what;
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
-        if (s->conn_count >= s->opts.connections_max) {
+        if (s->conn_count >= s->opts.connections_max && !evict_idle(s)) {
             pause_accept(s);
             return;
         }
@@ -131,6 +142,7 @@ static void on_accept(evutil_socket_t fd, short what, void *arg)
                 tm_log(TM_LOG_WARN, "http_accept", "port %d: %s; accepting again in %d ms", s->port,
                        strerror(errno), ACCEPT_RETRY_MS);
                 pause_accept(s);
+                evict_idle(s);
                 s->accept_retry_ms = tm_clock_ms() + ACCEPT_RETRY_MS;
                 start_tick(s);
             }
@@ -171,10 +183,10 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
         next = TAILQ_NEXT(c, all);
         tm_http_conn_check(c, now);
     }
-    if (s->accept_retry_ms && now >= s->accept_retry_ms) {
+    if (s->accept_retry_ms && now >= s->accept_retry_ms)
         s->accept_retry_ms = 0;
-        resume_accept(s);
-    }
+    /* Also at the cap: a connection may have become old enough to give way. */
+    tm_http_server_look_for_more(s);
     if (s->conn_count == 0 && !s->accept_retry_ms) {
         event_del(s->ev_tick);
         s->tick_on = false;

@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "tests/net/http_fixture.h"
 
 #define HOST "Host: t\r\n"
@@ -608,21 +610,80 @@ static void test_connection_cap(void **state)
     raw r[5];
     for (int i = 0; i < 5; i++) {
         raw_open(&r[i], &f, 0);
-        raw_puts(&r[i], &f, "GET /hello HTTP/1.1\r\n" HOST "\r\n");
+        raw_puts(&r[i], &f, "GET /hold HTTP/1.1\r\n" HOST "\r\n");
     }
-    for (int i = 0; i < 3; i++)
-        assert_true(raw_wait(&r[i], &f, "hello"));
+    pump_until(&f, &f.held_count, 3);
     pump(&f, 50);
     assert_int_equal(tm_http_server_connections(f.server), 3);
-    assert_false(raw_poll(&r[3]));
-    /* The waiting ones are served as soon as others leave. */
+    assert_int_equal(f.held_count, 3);
+    /* A waiting one is served as soon as another leaves, or falls idle. */
     raw_close(&r[0]);
-    assert_true(raw_wait(&r[3], &f, "hello"));
-    assert_false(raw_poll(&r[4]));
-    raw_close(&r[1]);
-    assert_true(raw_wait(&r[4], &f, "hello"));
-    for (int i = 2; i < 5; i++)
+    pump_until(&f, &f.held_count, 4);
+    tm_http_reply(f.held[1], 200, "text/plain", "done", 4);
+    assert_true(raw_wait(&r[1], &f, "done"));
+    raw idle;
+    raw_open(&idle, &f, 0);
+    pump_until(&f, &f.held_count, 5);
+    assert_true(raw_wait_closed(&r[1], &f, 1000));
+    assert_int_equal(tm_http_server_connections(f.server), 3);
+    assert_int_equal(f.gone_count, 1);
+    for (int i = 1; i < 5; i++)
         raw_close(&r[i]);
+    raw_close(&idle);
+    fixture_stop(&f);
+}
+
+/* Out of descriptors: nothing breaks, and accepting goes on when there are some again. */
+static void test_descriptor_limit(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_start(&f, NULL);
+    raw waiting;
+    raw_open(&waiting, &f, 0);
+    raw_puts(&waiting, &f, "GET /hello HTTP/1.1\r\n" HOST "\r\n");
+    struct rlimit before, tight;
+    getrlimit(RLIMIT_NOFILE, &before);
+    tight = before;
+    tight.rlim_cur = (rlim_t)waiting.fd + 1;
+    setrlimit(RLIMIT_NOFILE, &tight);
+    pump(&f, 150);
+    assert_int_equal(tm_http_server_connections(f.server), 0);
+    setrlimit(RLIMIT_NOFILE, &before);
+    assert_true(raw_wait(&waiting, &f, "hello"));
+    raw_close(&waiting);
+    fixture_stop(&f);
+}
+
+/* Two servers on one port, as loop threads share it. */
+static void test_reuse_port(void **state)
+{
+    (void)state;
+    fixture f, g;
+    tm_http_opts o = fixture_opts(&f);
+    o.reuse_port = true;
+    fixture_start(&f, &o);
+    o = fixture_opts(&g);
+    o.reuse_port = true;
+    o.port = tm_http_server_port(f.server);
+    fixture_start(&g, &o);
+    int served = 0;
+    for (int i = 0; i < 64; i++) {
+        raw r;
+        raw_open(&r, &f, 0);
+        raw_puts(&r, &f, "GET /hello HTTP/1.1\r\n" HOST "\r\n");
+        int64_t end = tm_clock_ms() + 2000;
+        while (!has(&r, "hello") && tm_clock_ms() < end) {
+            pump(&f, 0);
+            pump(&g, 0);
+            raw_poll(&r);
+        }
+        served += has(&r, "hello");
+        raw_close(&r);
+    }
+    assert_int_equal(served, 64);
+    assert_true(f.handled > 0 && g.handled > 0);
+    fixture_stop(&g);
     fixture_stop(&f);
 }
 
@@ -700,18 +761,32 @@ static void test_create_errors(void **state)
 
 int main(void)
 {
+    tm_log_init("http_server_test", TM_LOG_ERROR, TM_LOG_TEXT);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_replies),         cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_long_lines),      cmocka_unit_test(test_fragments),
-        cmocka_unit_test(test_pipelining),      cmocka_unit_test(test_pipelined_behind_pending),
-        cmocka_unit_test(test_expect_continue), cmocka_unit_test(test_early_answer),
-        cmocka_unit_test(test_big_body),        cmocka_unit_test(test_deadlines),
-        cmocka_unit_test(test_idle_close),      cmocka_unit_test(test_body_rate),
-        cmocka_unit_test(test_stream),          cmocka_unit_test(test_stream_other_clients),
-        cmocka_unit_test(test_stream_abort),    cmocka_unit_test(test_client_gone),
-        cmocka_unit_test(test_half_close),      cmocka_unit_test(test_back_pressure),
-        cmocka_unit_test(test_write_stall),     cmocka_unit_test(test_connection_cap),
-        cmocka_unit_test(test_drain),           cmocka_unit_test(test_destroy_with_open_requests),
+        cmocka_unit_test(test_replies),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_long_lines),
+        cmocka_unit_test(test_fragments),
+        cmocka_unit_test(test_pipelining),
+        cmocka_unit_test(test_pipelined_behind_pending),
+        cmocka_unit_test(test_expect_continue),
+        cmocka_unit_test(test_early_answer),
+        cmocka_unit_test(test_big_body),
+        cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_idle_close),
+        cmocka_unit_test(test_body_rate),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_stream_other_clients),
+        cmocka_unit_test(test_stream_abort),
+        cmocka_unit_test(test_client_gone),
+        cmocka_unit_test(test_half_close),
+        cmocka_unit_test(test_back_pressure),
+        cmocka_unit_test(test_write_stall),
+        cmocka_unit_test(test_connection_cap),
+        cmocka_unit_test(test_descriptor_limit),
+        cmocka_unit_test(test_reuse_port),
+        cmocka_unit_test(test_drain),
+        cmocka_unit_test(test_destroy_with_open_requests),
         cmocka_unit_test(test_create_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
