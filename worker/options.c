@@ -71,13 +71,10 @@ const tm_opt_table TM_WORKER_OPTIONS = {
         "One rank of a worker group: loads its shard of MODEL (a Hugging Face folder) and "
         "computes; "
         "rank 0 also serves routers over gRPC and registers the group in etcd. SIGTERM drains: no "
-        "new "
-        "requests, running ones finish within --drain-timeout, the rest is handed to other groups. "
-        "A "
-        "second SIGTERM hands everything over at once. Under mpirun send SIGUSR1 to mpirun to "
-        "drain, "
-        "because its own SIGTERM kills the ranks after odls_base_sigkill_timeout (1 s); a SIGTERM "
-        "still drains within that time.",
+        "new requests, running ones finish within --drain-timeout, the rest is handed to other "
+        "groups. A second SIGTERM hands everything over at once. Under mpirun: SIGUSR1 to mpirun "
+        "drains with all of --drain-timeout and exit code 0; SIGTERM to mpirun drains within the "
+        "time that mpirun leaves, twice odls_base_sigkill_timeout (1 s unless set with --mca).",
     .rows = ROWS,
     .count = (int)TM_ARRAY_LEN(ROWS),
     .positional_max = 1,

@@ -2,9 +2,12 @@
  * Drain); everything else happens on the service's threads.
  *
  * Drain: announce (load reports, etcd, health) -> running requests go on until the timeout -> what is left
- * is handed back -> the lease is revoked -> the streams end -> return. Under mpirun a SIGTERM leaves only
- * odls_base_sigkill_timeout (mpirun puts its parameters into our environment) until SIGKILL, so that the
- * drain is cut to fit; SIGUSR1, which mpirun passes on and does not act on, gives the whole time. */
+ * is handed back -> the lease is revoked -> the streams end -> return.
+ *
+ * Under mpirun (Open MPI 4.1, measured): SIGTERM to mpirun gives its ranks SIGCONT at once, SIGTERM after T and
+ * SIGKILL after 2T, T = odls_base_sigkill_timeout (1 s), which mpirun puts into their environment. So that
+ * SIGCONT, when it comes from mpirun and did not wake us from a stop, starts the drain, and the drain is cut
+ * to fit. SIGUSR1, which mpirun passes on and does not act on, gives the whole --drain-timeout. */
 #include "worker/serve.h"
 
 #include <errno.h>
@@ -30,6 +33,8 @@
 #define CLOSE_GRACE_MS   1000
 #define REVOKE_MS        2000
 #define MPI_MARGIN_MS    700 /* of mpirun's kill timeout, for handing back, revoking and leaving */
+#define HEARTBEAT_MS     200 /* under mpirun: a longer sleep means that this process was stopped */
+#define STOPPED_MS       600
 #define WARM_UP_TOKENS   16
 #define WARM_UP_LIMIT_MS 120000
 
@@ -39,8 +44,9 @@ typedef struct serving {
     tm_worker_reg *reg;
     int signal_fd, event_fd;
     int64_t asked_ms; /* atomic: a router's drain deadline, set before event_fd is written */
-    bool draining, handed_back, hurried;
+    bool draining, handed_back, hurried; /* hurried: SIGTERM or SIGINT came */
     int64_t drain_start, drain_end, leave_by;
+    int64_t awake_ms; /* the main thread ran last */
 } serving;
 
 static void signal_set(sigset_t *set)
@@ -49,6 +55,7 @@ static void signal_set(sigset_t *set)
     sigaddset(set, SIGTERM);
     sigaddset(set, SIGINT);
     sigaddset(set, SIGUSR1);
+    sigaddset(set, SIGCONT);
 }
 
 void tm_worker_signals_block(void)
@@ -157,18 +164,30 @@ static int64_t mpi_kill_ms(void)
     return s > 0 && s < 86400 ? (int64_t)s * 1000 : 1000;
 }
 
-static void on_signal(serving *v, int sig)
+/* How long running requests may go on after this signal. */
+static int64_t signal_budget(const serving *v, int sig)
 {
     int64_t budget = v->args->opts->drain_timeout_ms;
-    if (sig == SIGTERM && v->args->launched)
-        budget = TM_MIN(budget, TM_MAX(mpi_kill_ms() - MPI_MARGIN_MS, 0));
+    if (!v->args->launched || sig == SIGUSR1)
+        return budget;
+    int64_t kill_ms = mpi_kill_ms() * (sig == SIGCONT ? 2 : 1) - MPI_MARGIN_MS;
+    return TM_MIN(budget, TM_MAX(kill_ms, 0));
+}
+
+static void on_signal(serving *v, const struct signalfd_siginfo *si)
+{
+    int sig = (int)si->ssi_signo;
+    bool stopped = tm_clock_ms() - v->awake_ms > STOPPED_MS;
+    if (sig == SIGCONT && (!v->args->launched || (pid_t)si->ssi_pid != getppid() || stopped))
+        return;
+    int64_t budget = signal_budget(v, sig);
     if (!v->draining)
         begin_drain(v, budget, strsignal(sig));
-    else if (sig == SIGTERM && v->args->launched && !v->hurried)
-        v->drain_end = TM_MIN(v->drain_end, tm_clock_ms() + budget); /* SIGUSR1 came before */
+    else if (v->args->launched && !v->hurried)
+        v->drain_end = TM_MIN(v->drain_end, tm_clock_ms() + budget);
     else
         v->drain_end = v->drain_start; /* the second signal: now */
-    v->hurried = v->hurried || sig != SIGUSR1;
+    v->hurried = v->hurried || sig == SIGTERM || sig == SIGINT;
 }
 
 /* Returns true when the drain is complete. */
@@ -189,12 +208,14 @@ static bool drain_step(serving *v)
 
 static void main_loop(serving *v)
 {
+    v->awake_ms = tm_clock_ms();
     for (;;) {
         struct pollfd p[2] = {{v->signal_fd, POLLIN, 0}, {v->event_fd, POLLIN, 0}};
-        poll(p, 2, v->draining ? DRAIN_POLL_MS : -1);
+        poll(p, 2, v->draining ? DRAIN_POLL_MS : v->args->launched ? HEARTBEAT_MS : -1);
         struct signalfd_siginfo si;
         while (read(v->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si))
-            on_signal(v, (int)si.ssi_signo);
+            on_signal(v, &si);
+        v->awake_ms = tm_clock_ms();
         uint64_t asked;
         if (read(v->event_fd, &asked, sizeof(asked)) == (ssize_t)sizeof(asked) && !v->draining) {
             int64_t ms = __atomic_load_n(&v->asked_ms, __ATOMIC_ACQUIRE);

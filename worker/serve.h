@@ -15,7 +15,7 @@ typedef struct tm_worker_serve_args {
     void *user;
 } tm_worker_serve_args;
 
-/* Blocks SIGTERM, SIGINT and SIGUSR1 in this thread and those it starts; before any thread exists. */
+/* Blocks SIGTERM, SIGINT, SIGUSR1 and SIGCONT in this thread and those it starts; before any thread exists. */
 void tm_worker_signals_block(void);
 /* Returns TM_OK after a drain. */
 tm_status tm_worker_serve(const tm_worker_serve_args *args, tm_err *err);

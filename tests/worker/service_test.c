@@ -15,106 +15,12 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
-#include "net/rpc/rpc.h"
 #include "proto/health.pb-c.h"
-#include "proto/worker.pb-c.h"
 #include "tests/worker/fake_engine.h"
+#include "tests/worker/router_end.h"
 #include "worker/service.h"
 
-#define PB(name)   Turbomesh__Worker__V1__##name
-#define FINISH(x)  TURBOMESH__WORKER__V1__FINISH_REASON__FINISH_##x
-#define REJECT(x)  TURBOMESH__WORKER__V1__REJECT_REASON__REJECT_##x
-#define STATE(x)   TURBOMESH__WORKER__V1__LOAD_REPORT__STATE__##x
 #define SERVING(x) GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__##x
-#define WORKER(m)  "/turbomesh.worker.v1.Worker/" m
-#define MODEL      "models/demo-20m"
-#define VOCAB      8192 /* of models/demo-20m */
-#define WAIT_MS    20000
-#define MSGS_MAX   4096
-
-/* ---- a router's end of one stream ---- */
-
-typedef struct router {
-    pthread_mutex_t lock;
-    pthread_cond_t cond;
-    tm_rpc_stream *stream;
-    PB(WorkerMessage) * msg[MSGS_MAX];
-    int count;  /* messages received */
-    int loads;  /* of which LoadReports */
-    int events; /* request events in StepEvents */
-    bool closed, paused;
-    tm_status st;
-} router;
-
-static void rt_message(void *user, const void *data, size_t len)
-{
-    router *r = user;
-    PB(WorkerMessage) *m = turbomesh__worker__v1__worker_message__unpack(NULL, len, data);
-    assert_non_null(m);
-    pthread_mutex_lock(&r->lock);
-    while (r->paused)
-        pthread_cond_wait(&r->cond, &r->lock);
-    if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_LOAD)
-        r->loads++;
-    if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_STEP)
-        r->events += (int)m->step->n_event;
-    if (r->count < MSGS_MAX)
-        r->msg[r->count++] = m;
-    else
-        turbomesh__worker__v1__worker_message__free_unpacked(m, NULL);
-    pthread_cond_broadcast(&r->cond);
-    pthread_mutex_unlock(&r->lock);
-}
-
-static void rt_close(void *user, tm_status st, const char *message)
-{
-    router *r = user;
-    (void)message;
-    pthread_mutex_lock(&r->lock);
-    r->closed = true;
-    r->st = st;
-    pthread_cond_broadcast(&r->cond);
-    pthread_mutex_unlock(&r->lock);
-}
-
-typedef bool (*condition)(const router *r, int n);
-
-static bool wait_router(router *r, condition is, int n)
-{
-    int64_t until = tm_clock_ms() + WAIT_MS;
-    pthread_mutex_lock(&r->lock);
-    while (!is(r, n) && tm_clock_ms() < until) {
-        struct timespec ts;
-        clock_gettime(CLOCK_REALTIME, &ts);
-        ts.tv_sec += (ts.tv_nsec + 50000000) / 1000000000;
-        ts.tv_nsec = (ts.tv_nsec + 50000000) % 1000000000;
-        pthread_cond_timedwait(&r->cond, &r->lock, &ts);
-    }
-    bool ok = is(r, n);
-    pthread_mutex_unlock(&r->lock);
-    return ok;
-}
-
-static bool has_messages(const router *r, int n)
-{
-    return r->count >= n;
-}
-
-static bool has_loads(const router *r, int n)
-{
-    return r->loads >= n;
-}
-
-static bool has_events(const router *r, int n)
-{
-    return r->events >= n;
-}
-
-static bool is_closed(const router *r, int n)
-{
-    (void)n;
-    return r->closed;
-}
 
 /* ---- fixture ---- */
 
@@ -195,138 +101,12 @@ static int teardown(void **state)
     return 0;
 }
 
-static router *attach(fixture *f)
-{
-    static const tm_rpc_stream_ops ops = {NULL, rt_message, rt_close};
-    tm_err err = TM_ERR_INIT;
-    router *r = calloc(1, sizeof(*r));
-    assert_non_null(r);
-    pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->cond, NULL);
-    assert_int_equal(
-        tm_rpc_stream_open(&r->stream, f->channel, WORKER("Attach"), NULL, 0, &ops, r, &err),
-        TM_OK);
-    assert_true(wait_router(r, has_messages, 2));
-    return r;
-}
-
-static void detach(router *r)
-{
-    tm_rpc_stream_cancel(r->stream);
-    assert_true(wait_router(r, is_closed, 0));
-    tm_rpc_stream_release(r->stream);
-    for (int i = 0; i < r->count; i++)
-        turbomesh__worker__v1__worker_message__free_unpacked(r->msg[i], NULL);
-    free(r);
-}
-
-static void send_message(router *r, const PB(RouterMessage) * m)
-{
-    size_t n = turbomesh__worker__v1__router_message__get_packed_size(m);
-    uint8_t *bytes = malloc(n ? n : 1);
-    assert_non_null(bytes);
-    turbomesh__worker__v1__router_message__pack(m, bytes);
-    assert_int_equal(tm_rpc_stream_send(r->stream, bytes, n), TM_OK);
-    free(bytes);
-}
-
-static void send_submit(router *r, PB(Submit) * s)
-{
-    PB(RouterMessage) m = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__INIT;
-    m.m_case = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__M_SUBMIT;
-    m.submit = s;
-    send_message(r, &m);
-}
-
-static int32_t PROMPT[] = {300, 301, 302, 303};
-
-static PB(Submit) plain(uint64_t id, int max_tokens)
-{
-    PB(Submit) s = TURBOMESH__WORKER__V1__SUBMIT__INIT;
-    s.id = id;
-    s.prompt = PROMPT;
-    s.n_prompt = TM_ARRAY_LEN(PROMPT);
-    s.has_max_tokens = 1;
-    s.max_tokens = max_tokens;
-    return s;
-}
-
-static void send_plain(router *r, uint64_t id, int max_tokens)
-{
-    PB(Submit) s = plain(id, max_tokens);
-    send_submit(r, &s);
-}
-
-static void send_cancel(router *r, uint64_t id)
-{
-    PB(RouterMessage) m = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__INIT;
-    PB(Cancel) c = TURBOMESH__WORKER__V1__CANCEL__INIT;
-    c.id = id;
-    m.m_case = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__M_CANCEL;
-    m.cancel = &c;
-    send_message(r, &m);
-}
-
 static void wait_live(fixture *f, int n)
 {
     int64_t until = tm_clock_ms() + WAIT_MS;
     while (tm_fake_live(f->engine) != n && tm_clock_ms() < until)
         tm_sleep_ms(1);
     assert_int_equal(tm_fake_live(f->engine), n);
-}
-
-/* What the stream said about one request, all messages together. */
-typedef struct told {
-    int admitted, tokens, finishes, rejects, messages;
-    int first_pos, next_pos; /* -1 = none yet */
-    int32_t token[256];
-    PB(FinishReason) finish;
-    PB(RejectReason) reject;
-    char detail[480];
-    uint32_t prompt_tokens;
-    bool broken; /* positions not in sequence */
-} told;
-
-static void add_told(told *t, const PB(RequestEvent) * e)
-{
-    t->messages++;
-    t->admitted += e->has_admitted;
-    if (e->has_prompt_tokens)
-        t->prompt_tokens = e->prompt_tokens;
-    if (e->n_token) {
-        if (t->first_pos < 0)
-            t->first_pos = t->next_pos = (int)e->first_pos;
-        t->broken = t->broken || (int)e->first_pos != t->next_pos;
-        for (size_t i = 0; i < e->n_token; i++)
-            t->token[t->tokens++] = e->token[i];
-        t->next_pos += (int)e->n_token;
-    }
-    if (e->has_finish) {
-        t->finishes++;
-        t->finish = e->finish;
-    }
-    if (e->has_reject) {
-        t->rejects++;
-        t->reject = e->reject;
-        snprintf(t->detail, sizeof(t->detail), "%s", e->detail ? e->detail : "");
-    }
-}
-
-static told tell(router *r, uint64_t id)
-{
-    told t;
-    memset(&t, 0, sizeof(t));
-    t.first_pos = t.next_pos = -1;
-    pthread_mutex_lock(&r->lock);
-    for (int i = 0; i < r->count; i++) {
-        if (r->msg[i]->m_case != TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_STEP)
-            continue;
-        for (size_t k = 0; k < r->msg[i]->step->n_event; k++)
-            if (r->msg[i]->step->event[k]->id == id)
-                add_told(&t, r->msg[i]->step->event[k]);
-    }
-    pthread_mutex_unlock(&r->lock);
-    return t;
 }
 
 static void assert_script(const told *t, int from, int count)
@@ -343,7 +123,7 @@ static void assert_script(const told *t, int from, int count)
 static void test_hello_first(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     assert_int_equal(r->msg[0]->m_case, TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_HELLO);
     assert_int_equal(r->msg[1]->m_case, TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_LOAD);
     const PB(Hello) *h = r->msg[0]->hello;
@@ -364,7 +144,7 @@ static void test_submit(void **state)
 {
     enum { N = 5 };
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     for (int i = 0; i < N; i++)
         send_plain(r, 100 + (uint64_t)i, 1 + i);
     wait_live(f, N);
@@ -394,7 +174,7 @@ static void test_submit(void **state)
 static void test_two_routers(void **state)
 {
     fixture *f = *state;
-    router *a = attach(f), *b = attach(f);
+    router *a = attach(f->channel), *b = attach(f->channel);
     send_plain(a, 7, 3);
     wait_live(f, 1);
     send_plain(b, 7, 2);
@@ -413,7 +193,7 @@ static void test_two_routers(void **state)
 static void test_continuation_positions(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     int32_t done[4];
     for (int i = 0; i < 4; i++)
         done[i] = tm_fake_token(PROMPT, TM_ARRAY_LEN(PROMPT), i, VOCAB);
@@ -434,7 +214,7 @@ static void test_continuation_positions(void **state)
 static void test_logprobs(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     PB(Submit) s = plain(1, 2);
     PB(Sampling) p = TURBOMESH__WORKER__V1__SAMPLING__INIT;
     p.has_logprobs = p.has_prompt_logprobs = 1;
@@ -474,7 +254,7 @@ static void test_logprobs(void **state)
 static void test_cancel(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     send_plain(r, 1, 100);
     send_plain(r, 2, 100);
     wait_live(f, 2);
@@ -509,7 +289,7 @@ static void expect_reject(router *r, PB(Submit) * s, PB(RejectReason) reason, co
 static void test_rejects(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     int32_t bad[] = {5, 1 << 20};
     int32_t long_prompt[300] = {0};
     PB(Submit) s = plain(1, 10);
@@ -549,7 +329,7 @@ static void test_rejects(void **state)
 static void test_router_leaves(void **state)
 {
     fixture *f = *state;
-    router *a = attach(f), *b = attach(f);
+    router *a = attach(f->channel), *b = attach(f->channel);
     send_plain(b, 1, 100);
     for (uint64_t i = 0; i < 10; i++)
         send_plain(a, i, 100);
@@ -570,7 +350,7 @@ static void test_router_leaves(void **state)
 static void test_half_close_ends_the_stream(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     send_plain(r, 1, 100);
     wait_live(f, 1);
     tm_rpc_stream_half_close(r->stream);
@@ -583,7 +363,7 @@ static void test_half_close_ends_the_stream(void **state)
 static void test_garbage(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f), *other = attach(f);
+    router *r = attach(f->channel), *other = attach(f->channel);
     assert_int_equal(tm_rpc_stream_send(r->stream, "\x12\xff\xff\xff", 4), TM_OK);
     assert_true(wait_router(r, is_closed, 0));
     assert_int_equal(r->st, TM_STATUS_INVALID);
@@ -598,9 +378,9 @@ static void test_garbage(void **state)
 static void test_epochs(void **state)
 {
     fixture *f = *state;
-    router *old = attach(f);
+    router *old = attach(f->channel);
     tm_worker_service_set_epoch(f->service, 2000);
-    router *new = attach(f);
+    router *new = attach(f->channel);
     assert_int_equal(new->msg[0]->hello->epoch, 2000);
     PB(Submit) s = plain(1, 1);
     s.has_expected_epoch = 1;
@@ -624,7 +404,7 @@ static void test_epochs(void **state)
 static void test_load_reports(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     send_plain(r, 1, 50);
     send_plain(r, 2, 50);
     wait_live(f, 2);
@@ -647,19 +427,10 @@ static void test_load_reports(void **state)
     detach(r);
 }
 
-static bool last_load_drains(const router *r, int n)
-{
-    (void)n;
-    for (int i = r->count - 1; i >= 0; i--)
-        if (r->msg[i]->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_LOAD)
-            return r->msg[i]->load->state == STATE(DRAINING);
-    return false;
-}
-
 static void test_drain(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     send_plain(r, 1, 2);
     send_plain(r, 2, 100);
     wait_live(f, 2);
@@ -692,7 +463,7 @@ static void test_drain(void **state)
 static void test_router_asks_for_drain(void **state)
 {
     fixture *f = *state;
-    router *r = attach(f);
+    router *r = attach(f->channel);
     PB(RouterMessage) m = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__INIT;
     PB(Drain) d = TURBOMESH__WORKER__V1__DRAIN__INIT;
     m.m_case = TURBOMESH__WORKER__V1__ROUTER_MESSAGE__M_DRAIN;
@@ -725,7 +496,7 @@ static void test_slow_router(void **state)
     o.max_batch_size = 512;
     o.max_context = 1 << 20;
     fixture *f = start(&o, 256 << 10);
-    router *slow = attach(f);
+    router *slow = attach(f->channel);
     pthread_mutex_lock(&slow->lock);
     slow->paused = true;
     pthread_mutex_unlock(&slow->lock);
@@ -736,7 +507,7 @@ static void test_slow_router(void **state)
     assert_int_equal(tm_rpc_channel_create(&second, address, &err), TM_OK);
     tm_rpc_channel *first = f->channel;
     f->channel = second;
-    router *good = attach(f);
+    router *good = attach(f->channel);
     send_plain(good, 1, 100000);
     PB(Sampling) p = TURBOMESH__WORKER__V1__SAMPLING__INIT;
     p.has_logprobs = 1;
