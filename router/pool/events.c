@@ -150,6 +150,11 @@ static void take_tokens(tm_pool *p, tm_gen *g, const tm_wire_event *e)
 
 static void take_finish(tm_gen *g, const tm_wire_event *e)
 {
+    /* A finish may say at which position it came: tokens before it that are not here were lost. */
+    if (e->n_token == 0 && e->has_first_pos && (int64_t)e->first_pos > g->out_len) {
+        give_up(g, TM_MOVE_GAP, "finished after tokens that did not come");
+        return;
+    }
     switch (e->finish) {
     case TURBOMESH__WORKER__V1__FINISH_REASON__FINISH_STOP:
         tm_gen_finish_with(g, TM_GEN_STOP);

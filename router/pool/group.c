@@ -139,7 +139,7 @@ static int report_count(uint32_t v)
     return (int)TM_MIN(v, (uint32_t)1 << 24);
 }
 
-void tm_group_load(tm_group *g, const tm_wire_load *l)
+void tm_group_load(tm_group *g, const tm_wire_load *l, int64_t now_ns)
 {
     g->known = true;
     g->busy_until_ns = 0;
@@ -163,6 +163,8 @@ void tm_group_load(tm_group *g, const tm_wire_load *l)
         g->unacked_head = (g->unacked_head + 1) % TM_UNACKED_MAX;
         g->unacked_count--;
     }
+    bool idle = g->running == 0 && g->waiting == 0 && g->unacked_count == 0 && g->in_flight > 0;
+    g->idle_ns = !idle ? 0 : g->idle_ns != 0 ? g->idle_ns : now_ns;
     tm_group_publish(g);
 }
 
@@ -195,5 +197,5 @@ void tm_group_forget(tm_group *g)
     g->submit_seq = 0;
     g->unacked_head = g->unacked_count = 0;
     g->unacked_tokens = 0;
-    g->busy_until_ns = g->eject_until_ns = 0;
+    g->busy_until_ns = g->eject_until_ns = g->idle_ns = 0;
 }

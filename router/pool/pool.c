@@ -175,6 +175,7 @@ void tm_pool_settle(tm_pool *p)
 static void take_step(tm_pool *p, tm_group *g, const Turbomesh__Worker__V1__StepEvents *step,
                       int64_t received_ns)
 {
+    g->idle_ns = 0;
     for (size_t i = 0; i < step->n_event; i++)
         tm_gen_event(p, g, step->event[i]);
     double delay_s = (double)(tm_pool_now(p) - received_ns) / (double)NS_PER_S;
@@ -203,7 +204,7 @@ void tm_pool_on_message(tm_pool *p, uint64_t link_id, const tm_wire_worker_messa
     } else {
         g->epoch = m->epoch;
         if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_LOAD)
-            tm_group_load(g, m->load);
+            tm_group_load(g, m->load, tm_pool_now(p));
         if (m->m_case == TURBOMESH__WORKER__V1__WORKER_MESSAGE__M_STEP)
             take_step(p, g, m->step, received_ns);
     }

@@ -78,8 +78,9 @@ struct tm_group {
     bool starting, draining; /* the group's own word */
     bool suspect;            /* silent */
     bool stuck;              /* talks, but its engine ends no step */
-    bool broken;            /* a send failed: lost at the next tick, outside of the owner's calls */
-    int64_t busy_until_ns;  /* it refused work: wait for its next report */
+    bool broken;           /* a send failed: lost at the next tick, outside of the owner's calls */
+    int64_t busy_until_ns; /* it refused work: wait for its next report */
+    int64_t idle_ns; /* since when it reports no work at all, although generations are on it */
     int64_t eject_until_ns; /* it failed a generation: picked only when nobody else lives */
 
     bool known; /* a report came */
@@ -211,7 +212,7 @@ void tm_group_publish(tm_group *g);
 int tm_group_capacity(const tm_group *g);
 bool tm_group_alive(const tm_group *g); /* could be picked now or soon */
 bool tm_group_has_room(const tm_group *g, int64_t now_ns);
-void tm_group_load(tm_group *g, const tm_wire_load *l);
+void tm_group_load(tm_group *g, const tm_wire_load *l, int64_t now_ns);
 void tm_group_sent(tm_group *g, int64_t tokens);
 void tm_group_forget(tm_group *g); /* what was known of the link's other end */
 

@@ -31,6 +31,14 @@ static bool stalled(const tm_gen *g, int64_t now_ns)
            elsewhere_has_room(g, now_ns);
 }
 
+/* The group took the submit and says that it has nothing to do: it lost the request. */
+static bool abandoned(const tm_gen *g, int64_t now_ns)
+{
+    const tm_group *group = g->group;
+    return g->place == TM_GEN_ON_GROUP && group->idle_ns != 0 && group->unacked_count == 0 &&
+           now_ns - group->idle_ns > g->pool->opts.dead_ms * NS_PER_MS;
+}
+
 static void take_away(tm_gen *g, tm_move_kind kind)
 {
     if (g->place == TM_GEN_ON_GROUP)
@@ -47,7 +55,7 @@ static void watch_one(tm_gen *g, int64_t now_ns)
         take_away(g, TM_MOVE_DEADLINE);
     } else if (g->place == TM_GEN_QUEUED && now_ns >= g->wait_until_ns) {
         take_away(g, TM_MOVE_WAITED);
-    } else if (stalled(g, now_ns)) {
+    } else if (stalled(g, now_ns) || abandoned(g, now_ns)) {
         tm_log(TM_LOG_WARN, "stall", "%s gave request %s no token after position %d",
                g->group->label, g->request_id, g->out_len);
         g->avoid_link = g->group->link_id;

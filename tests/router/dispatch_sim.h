@@ -72,6 +72,8 @@ typedef struct sim {
     tm_metrics *metrics;
     tm_pool *pool;
     int64_t next_tick_ns;
+    /* The router closes its link to this group; its generations are still on it. May be NULL. */
+    void (*on_close)(struct sim *s, const sim_group *g);
 } sim;
 
 /* One owner of a generation; checks every callback. */
@@ -91,7 +93,7 @@ typedef struct sim_owner {
     const char *session;
     bool prompt_logprobs;
     int64_t started_ns, first_ns, ended_ns;
-    int deaths_seen; /* kept by the schedules */
+    int losses; /* links it lost while on them, kept by the schedules */
 } sim_owner;
 
 void sim_init(sim *s, uint64_t seed);
