@@ -101,7 +101,7 @@ static bool admit(tm_engine *e)
 {
     tm_live *arrived;
     bool cancels;
-    bool goes_on = collect(e, &arrived, &cancels), changed = arrived || cancels;
+    bool goes_on = collect(e, &arrived, &cancels);
     while (arrived) {
         tm_live *l = arrived;
         arrived = l->inbox_next;
@@ -112,12 +112,16 @@ static bool admit(tm_engine *e)
     }
     if (cancels)
         cancel_marked(e);
-    if (changed) {
-        pthread_mutex_lock(&e->inbox.lock);
-        copy_stats(e);
-        pthread_mutex_unlock(&e->inbox.lock);
-    }
     return goes_on;
+}
+
+/* What was admitted no longer counts as waiting while its first step runs. */
+static void plan(tm_engine *e, tm_step *step)
+{
+    tm_sched_plan(e->sched, e->step + 1, &e->plan, step);
+    pthread_mutex_lock(&e->inbox.lock);
+    copy_stats(e);
+    pthread_mutex_unlock(&e->inbox.lock);
 }
 
 /* Every rank computes the same flat plan; rank 0 reads its own the same way the others do. */
@@ -204,7 +208,7 @@ static tm_status run_step(tm_engine *e, tm_err *err)
     tm_step step;
     tm_batch batch;
     int64_t begun_ns = tm_clock_ns();
-    tm_sched_plan(e->sched, e->step + 1, &e->plan, &step);
+    plan(e, &step);
     if (step.n_tokens == 0)
         return TM_OK;
     e->step++;

@@ -165,8 +165,9 @@ static void limit_context(tm_engine *e)
     int64_t pool = (int64_t)e->info.blocks_total * e->info.block_tokens;
     if (pool >= e->info.model.max_positions)
         return;
-    tm_log(TM_LOG_WARN, "engine", "the KV pool holds %lld tokens: the context is %lld, not %d",
-           (long long)pool, (long long)pool, e->info.model.max_positions);
+    if (tm_comm_rank(e->comm) == 0)
+        tm_log(TM_LOG_WARN, "engine", "the KV pool holds %lld tokens: the context is %lld, not %d",
+               (long long)pool, (long long)pool, e->info.model.max_positions);
     e->info.model.max_positions = (int)pool;
 }
 
