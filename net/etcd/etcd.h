@@ -19,6 +19,16 @@
 typedef struct tm_etcd_reg tm_etcd_reg;
 typedef struct tm_etcd_watch tm_etcd_watch;
 
+/* How a protected etcd is reached: PEM files for TLS (https:// endpoints), a user for its authentication. NULL
+ * or "" = not used; cert_file and key_file go together. */
+typedef struct tm_etcd_access {
+    const char *ca_file, *cert_file, *key_file;
+    const char *user, *password;
+} tm_etcd_access;
+
+/* For the whole process, copied; before the first other call of this header. NULL = none. */
+tm_status tm_etcd_set_access(const tm_etcd_access *access, tm_err *err);
+
 typedef struct tm_etcd_reg_opts {
     const char *endpoints;
     const char *key;

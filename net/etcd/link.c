@@ -22,13 +22,14 @@
 #include "common/hash.h"
 #include "common/json.h"
 
-enum { ENDPOINTS_MAX = 16, ENDPOINT_LEN_MAX = 256 };
+enum { ENDPOINTS_MAX = 16, ENDPOINT_LEN_MAX = 256, TOKEN_LEN_MAX = 512 };
 
 struct tm_etcd_link {
     char endpoints[ENDPOINTS_MAX][ENDPOINT_LEN_MAX];
     int count, current;
     CURLM *multi;
     struct curl_slist *headers;
+    char token[TOKEN_LEN_MAX]; /* of the user, "" = none or no longer good */
     tm_etcd_call *unary;
     atomic_bool stop; /* set by stop, read by the owner's waits */
     bool last_allowed;
@@ -94,6 +95,26 @@ static uint32_t random_u32(void)
     return v;
 }
 
+/* NULL when out of memory. */
+static struct curl_slist *build_headers(const char *token)
+{
+    char authorization[TOKEN_LEN_MAX + 32];
+    /* The gateway wants the bare token, without "Bearer". */
+    snprintf(authorization, sizeof(authorization), "Authorization: %s", token);
+    const char *const lines[] = {"Content-Type: application/json", "Grpc-Metadata-hasleader: true",
+                                 "Expect:", *token ? authorization : NULL};
+    struct curl_slist *list = NULL;
+    for (size_t i = 0; i < TM_ARRAY_LEN(lines) && lines[i]; i++) {
+        struct curl_slist *longer = curl_slist_append(list, lines[i]);
+        if (!longer) {
+            curl_slist_free_all(list);
+            return NULL;
+        }
+        list = longer;
+    }
+    return list;
+}
+
 tm_status tm_etcd_link_create(tm_etcd_link **out, const char *endpoints, tm_err *err)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -106,12 +127,7 @@ tm_status tm_etcd_link_create(tm_etcd_link **out, const char *endpoints, tm_err 
     /* Many processes with one list must not all start at its head. */
     l->current = (int)(random_u32() % (uint32_t)l->count);
     l->multi = curl_multi_init();
-    static const char *const lines[] = {"Content-Type: application/json",
-                                        "Grpc-Metadata-hasleader: true", "Expect:"};
-    for (size_t i = 0; i < TM_ARRAY_LEN(lines); i++) {
-        struct curl_slist *longer = curl_slist_append(l->headers, lines[i]);
-        l->headers = longer ? longer : l->headers;
-    }
+    l->headers = build_headers(l->token);
     if (!l->multi || !l->headers) {
         st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "etcd: out of memory");
         goto err_destroy;
@@ -229,6 +245,18 @@ static int set_up_socket(void *user, curl_socket_t fd, curlsocktype purpose)
     return CURL_SOCKOPT_OK;
 }
 
+static void set_up_tls(CURL *easy)
+{
+    const tm_etcd_secrets *secrets = tm_etcd_secrets_borrow();
+    curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    if (secrets->ca_file[0])
+        curl_easy_setopt(easy, CURLOPT_CAINFO, secrets->ca_file);
+    if (secrets->cert_file[0]) {
+        curl_easy_setopt(easy, CURLOPT_SSLCERT, secrets->cert_file);
+        curl_easy_setopt(easy, CURLOPT_SSLKEY, secrets->key_file);
+    }
+}
+
 tm_status tm_etcd_call_create(tm_etcd_call **out, tm_etcd_link *l, tm_err *err)
 {
     tm_etcd_call *c = calloc(1, sizeof(*c));
@@ -246,13 +274,13 @@ tm_status tm_etcd_call_create(tm_etcd_call **out, tm_etcd_link *l, tm_err *err)
     curl_easy_setopt(easy, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
-    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, l->headers);
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, c->why);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, take_bytes);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, c);
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)TM_ETCD_CALL_MS);
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, set_up_socket);
+    set_up_tls(easy);
     *out = c;
     return TM_OK;
 }
@@ -288,6 +316,7 @@ tm_status tm_etcd_call_begin(tm_etcd_call *c, const char *path, const tm_buf *bo
     tm_buf_clear(&c->reply);
     tm_buf_clear(&c->body);
     curl_easy_setopt(c->easy, CURLOPT_URL, url);
+    curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, l->headers);
     curl_easy_setopt(c->easy, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
     if (body) {
         if (body->failed || !tm_buf_append(&c->body, body->data, body->len))
@@ -377,13 +406,15 @@ tm_status tm_etcd_call_end(tm_etcd_call *c, json_t **reply, tm_err *err)
         tm_status st = tm_etcd_refusal(http, c->reply.data ? c->reply.data : "", c->reply.len, err);
         if (st == TM_STATUS_UNAVAILABLE)
             leave_endpoint(c);
+        if (st == TM_STATUS_DENIED)
+            c->link->token[0] = '\0'; /* expired, or etcd was restarted: the next ask logs in */
         return st;
     }
     return tm_json_parse(c->reply.data ? c->reply.data : "", c->reply.len, reply, err);
 }
 
-tm_status tm_etcd_link_ask(tm_etcd_link *l, const char *path, const tm_buf *body,
-                           int64_t timeout_ms, json_t **reply, tm_err *err)
+static tm_status ask(tm_etcd_link *l, const char *path, const tm_buf *body, int64_t timeout_ms,
+                     json_t **reply, tm_err *err)
 {
     tm_etcd_call *c = l->unary;
     TM_TRY(tm_etcd_call_begin(c, path, body, timeout_ms, err));
@@ -394,4 +425,43 @@ tm_status tm_etcd_link_ask(tm_etcd_link *l, const char *path, const tm_buf *body
         return TM_FAIL(err, TM_STATUS_CANCELLED, "etcd: stopped");
     }
     return tm_etcd_call_end(c, reply, err);
+}
+
+/* Fetches a token. No other call of the link is under way: they borrow the header list. */
+static tm_status log_in(tm_etcd_link *l, int64_t timeout_ms, tm_err *err)
+{
+    const tm_etcd_secrets *secrets = tm_etcd_secrets_borrow();
+    json_t *reply = NULL;
+    tm_buf body;
+    tm_jw w;
+    tm_buf_init(&body, 4096);
+    tm_jw_init(&w, &body);
+    tm_jw_obj(&w);
+    tm_jw_kstr(&w, "name", secrets->user);
+    tm_jw_kstr(&w, "password", secrets->password);
+    tm_jw_obj_end(&w);
+    tm_status st = ask(l, "/v3/auth/authenticate", &body, timeout_ms, &reply, err);
+    tm_buf_deinit(&body);
+    TM_TRY(st);
+    const char *token = json_string_value(tm_json_get(reply, "token"));
+    struct curl_slist *headers = NULL;
+    if (!token || strlen(token) >= TOKEN_LEN_MAX || strpbrk(token, "\r\n"))
+        st = TM_FAIL(err, TM_STATUS_DATA, "etcd: an unusable token was given");
+    else if (!(headers = build_headers(token)))
+        st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "etcd: out of memory");
+    if (st == TM_OK) {
+        snprintf(l->token, sizeof(l->token), "%s", token);
+        curl_slist_free_all(l->headers);
+        l->headers = headers;
+    }
+    json_decref(reply);
+    return st;
+}
+
+tm_status tm_etcd_link_ask(tm_etcd_link *l, const char *path, const tm_buf *body,
+                           int64_t timeout_ms, json_t **reply, tm_err *err)
+{
+    if (tm_etcd_secrets_borrow()->user[0] && !l->token[0] && body)
+        TM_TRY(log_in(l, timeout_ms, err));
+    return ask(l, path, body, timeout_ms, reply, err);
 }

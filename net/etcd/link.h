@@ -63,6 +63,13 @@ tm_etcd_call_reply(tm_etcd_call *c); /* what has come so far; a stream's reader 
 tm_status tm_etcd_call_end(tm_etcd_call *c, json_t **reply, tm_err *err); /* of a done call */
 void tm_etcd_call_drop(tm_etcd_call *c);
 
+/* access.c */
+typedef struct tm_etcd_secrets {
+    char ca_file[512], cert_file[512], key_file[512]; /* "" = not used */
+    char user[128], password[256];
+} tm_etcd_secrets;
+const tm_etcd_secrets *tm_etcd_secrets_borrow(void); /* until the next set_access */
+
 /* message.c: the gateway's JSON */
 void tm_etcd_put_b64(tm_buf *body, const char *key, const char *text); /* "key":"base64" */
 /* Range over a prefix from `from` (inclusive, or the prefix itself) at a revision (0 = newest). */

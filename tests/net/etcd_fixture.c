@@ -24,6 +24,7 @@
 
 #include "common/clock.h"
 #include "net/etcd/etcd.h"
+#include "net/etcd/link.h"
 
 #define ETCD "/usr/bin/etcd"
 
@@ -52,6 +53,7 @@ void etcd_prepare(etcd_proc *e)
     assert_non_null(mkdtemp(e->dir));
     snprintf(e->url, sizeof(e->url), "http://127.0.0.1:%d", e->port);
     e->pid = 0;
+    e->cert = e->key = e->client_ca = NULL;
 }
 
 void etcd_start(etcd_proc *e)
@@ -60,15 +62,32 @@ void etcd_start(etcd_proc *e)
     snprintf(data, sizeof(data), "%s/data", e->dir);
     snprintf(peer, sizeof(peer), "http://127.0.0.1:%d", e->peer_port);
     snprintf(cluster, sizeof(cluster), "default=%s", peer);
+    snprintf(e->url, sizeof(e->url), "%s://127.0.0.1:%d", e->cert ? "https" : "http", e->port);
     e->pid = fork();
     if (e->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         int null = open("/dev/null", O_RDWR);
         dup2(null, 1), dup2(null, 2);
-        execl(ETCD, ETCD, "--data-dir", data, "--listen-client-urls", e->url,
-              "--advertise-client-urls", e->url, "--listen-peer-urls", peer,
-              "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster,
-              "--heartbeat-interval", "20", "--election-timeout", "200", (char *)NULL);
+        const char *argv[32] = {ETCD,    "--data-dir",
+                                data,    "--listen-client-urls",
+                                e->url,  "--advertise-client-urls",
+                                e->url,  "--listen-peer-urls",
+                                peer,    "--initial-advertise-peer-urls",
+                                peer,    "--initial-cluster",
+                                cluster, "--heartbeat-interval",
+                                "20",    "--election-timeout",
+                                "200"};
+        int n = 17;
+        if (e->cert) {
+            const char *const tls[] = {"--cert-file", e->cert, "--key-file", e->key};
+            memcpy(argv + n, tls, sizeof(tls));
+            n += 4;
+        }
+        if (e->client_ca) {
+            const char *const ca[] = {"--client-cert-auth", "--trusted-ca-file", e->client_ca};
+            memcpy(argv + n, ca, sizeof(ca));
+        }
+        execv(ETCD, (char **)argv);
         _exit(127);
     }
     int64_t end = tm_clock_ms() + 20000;
@@ -103,6 +122,22 @@ void etcd_remove(etcd_proc *e)
 {
     etcd_kill(e);
     nftw(e->dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+json_t *etcd_raw_ask(const etcd_proc *e, const char *path, const char *text)
+{
+    tm_etcd_link *l;
+    tm_buf body;
+    json_t *reply = NULL;
+    tm_err err = TM_ERR_INIT;
+    assert_int_equal(tm_etcd_link_create(&l, e->url, NULL), TM_OK);
+    tm_buf_init(&body, 0);
+    tm_buf_puts(&body, text);
+    if (tm_etcd_link_ask(l, path, &body, 2000, &reply, &err) != TM_OK)
+        fail_msg("%s: %s", path, err.msg);
+    tm_buf_deinit(&body);
+    tm_etcd_link_destroy(l);
+    return reply;
 }
 
 /* ---- the relay: one thread polls all pairs ------------------------------------------------------------ */

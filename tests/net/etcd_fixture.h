@@ -3,6 +3,7 @@
 #ifndef TM_TESTS_NET_ETCD_FIXTURE_H
 #define TM_TESTS_NET_ETCD_FIXTURE_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -11,6 +12,8 @@ typedef struct etcd_proc {
     char url[64]; /* client endpoint */
     int port, peer_port;
     pid_t pid;
+    const char *cert, *key,
+        *client_ca; /* set between prepare and start: TLS, client certificates */
 } etcd_proc;
 
 bool etcd_available(void);
@@ -19,6 +22,9 @@ void etcd_start(etcd_proc *e);   /* returns when healthy */
 void etcd_kill(etcd_proc *e);    /* SIGKILL, waits */
 void etcd_empty(etcd_proc *e);   /* removes the data; etcd must be down */
 void etcd_remove(etcd_proc *e);  /* kill and remove */
+
+/* One raw call with a text body; fails the test unless it succeeds. */
+json_t *etcd_raw_ask(const etcd_proc *e, const char *path, const char *text);
 
 typedef enum relay_mode {
     RELAY_PASS,

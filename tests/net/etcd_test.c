@@ -130,26 +130,9 @@ static tm_etcd_watch *start_watch(witness *w, const char *endpoints, int64_t rec
     return r;
 }
 
-/* One raw call with a text body. */
-static json_t *raw_ask(const etcd_proc *e, const char *path, const char *text)
-{
-    tm_etcd_link *l;
-    tm_buf body;
-    json_t *reply = NULL;
-    tm_err err = TM_ERR_INIT;
-    assert_int_equal(tm_etcd_link_create(&l, e->url, NULL), TM_OK);
-    tm_buf_init(&body, 0);
-    tm_buf_puts(&body, text);
-    if (tm_etcd_link_ask(l, path, &body, 2000, &reply, &err) != TM_OK)
-        fail_msg("%s: %s", path, err.msg);
-    tm_buf_deinit(&body);
-    tm_etcd_link_destroy(l);
-    return reply;
-}
-
 static void revoke_all_leases(const etcd_proc *e)
 {
-    json_t *leases = raw_ask(e, "/v3/lease/leases", "{}");
+    json_t *leases = etcd_raw_ask(e, "/v3/lease/leases", "{}");
     size_t i;
     json_t *lease;
     json_array_foreach(tm_json_get(leases, "leases"), i, lease)
@@ -157,7 +140,7 @@ static void revoke_all_leases(const etcd_proc *e)
         char body[64];
         snprintf(body, sizeof(body), "{\"ID\":\"%s\"}",
                  json_string_value(tm_json_get(lease, "ID")));
-        json_decref(raw_ask(e, "/v3/lease/revoke", body));
+        json_decref(etcd_raw_ask(e, "/v3/lease/revoke", body));
     }
     json_decref(leases);
 }
@@ -320,8 +303,8 @@ static void test_watch_pages_and_reconciles(void **state)
     assert_int_equal(get_int(&w, &w.empty_lists), 0);
     tm_etcd_watch_destroy(watch);
     json_decref(
-        raw_ask(e, "/v3/kv/deleterange",
-                "{\"key\":\"L3R1cmJvbWVzaC92MS8=\",\"range_end\":\"L3R1cmJvbWVzaC92MTA=\"}"));
+        etcd_raw_ask(e, "/v3/kv/deleterange",
+                     "{\"key\":\"L3R1cmJvbWVzaC92MS8=\",\"range_end\":\"L3R1cmJvbWVzaC92MTA=\"}"));
 }
 
 /* The watch starts behind a compaction: etcd cancels it and leaves the stream open. */
@@ -340,11 +323,11 @@ static void test_compaction(void **state)
     WAIT(relay_held(r) == 1, 2000);
     assert_int_equal(tm_etcd_delete(e->url, PREFIX "gone", NULL), TM_OK);
     assert_int_equal(tm_etcd_put(e->url, PREFIX "new", "2", NULL), TM_OK);
-    json_t *reply = raw_ask(e, "/v3/kv/range", "{\"key\":\"YQ==\"}");
+    json_t *reply = etcd_raw_ask(e, "/v3/kv/range", "{\"key\":\"YQ==\"}");
     snprintf(body, sizeof(body), "{\"revision\":\"%lld\",\"physical\":true}",
              (long long)tm_etcd_int(tm_json_get(reply, "header"), "revision"));
     json_decref(reply);
-    json_decref(raw_ask(e, "/v3/kv/compaction", body));
+    json_decref(etcd_raw_ask(e, "/v3/kv/compaction", body));
     assert_int_equal(tm_etcd_watch_relists(watch), 0);
     relay_set(r, RELAY_PASS);
     WAIT(list_is(&w, "new=2 "), 3000);
