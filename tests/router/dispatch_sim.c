@@ -461,10 +461,10 @@ sim_group *sim_add(sim *s, const char *name)
     g->step_ns = 20 * MS;
     g->prefill_tps = 10000;
     strncpy(g->name, name, sizeof(g->name) - 1);
-    strcpy(g->address, "10.0.0.1:700");
+    snprintf(g->address, sizeof g->address, "%s", "10.0.0.1:700");
     g->address[strlen(g->address)] = (char)('0' + i);
-    strcpy(g->model, "m");
-    strcpy(g->digest, "d1");
+    snprintf(g->model, sizeof g->model, "%s", "m");
+    snprintf(g->digest, sizeof g->digest, "%s", "d1");
     return g;
 }
 
@@ -477,8 +477,8 @@ void sim_list_only(sim *s, unsigned mask)
         if (!(mask & 1u << i))
             continue;
         tm_member *m = &items[l.count++];
-        strcpy(m->name, s->groups[i].name);
-        strcpy(m->address, s->groups[i].address);
+        snprintf(m->name, sizeof m->name, "%s", s->groups[i].name);
+        snprintf(m->address, sizeof m->address, "%s", s->groups[i].address);
         m->epoch = s->groups[i].epoch;
     }
     tm_pool_on_members(s->pool, &l);

@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include "router/served.h"
 tm_status tm_served_create(tm_served **out, const char *name, const char *digest,
@@ -11,8 +12,8 @@ tm_status tm_served_create(tm_served **out, const char *name, const char *digest
     (void)chat_template;
     (void)err;
     s->refs = 1;
-    strcpy(s->name, name);
-    strcpy(s->digest, digest);
+    snprintf(s->name, sizeof s->name, "%s", name);
+    snprintf(s->digest, sizeof s->digest, "%s", digest);
     *out = s;
     return TM_OK;
 }
