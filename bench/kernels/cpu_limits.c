@@ -66,7 +66,8 @@ double bench_read_seconds(const void *p, size_t bytes, int threads)
     return t;
 }
 
-enum { FMA_STEPS = 4 * 1000 * 1000, FMA_CHAINS = 12 };
+/* About 1 ms, short enough to fall between two interruptions of a shared machine. */
+enum { FMA_STEPS = 250 * 1000, FMA_CHAINS = 12 };
 
 /* 12 chains hide the latency of 4 cycles on 2 units with room to spare. */
 __attribute__((target("avx2,fma"))) static float fma_256(void)

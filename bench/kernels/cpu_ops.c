@@ -2,8 +2,9 @@
  *
  * Shapes are those of models/demo-20m. The weights of all five layers and the head lie in memory one
  * after another (40 MB) and are used in the order of a step, so that caches are as warm as in a real
- * step. Every number is the best of several rounds, because the machine may be shared; limits and
- * operators are measured in turn in each round, so that their ratio is from one run. */
+ * step. Every call is timed alone and counts with its best time over several rounds, because the machine
+ * may be shared and a whole step is longer than the calm between two interruptions; a step is the sum of
+ * its calls. Limits and operators are measured in turn in each round, so that their ratio is from one run. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +25,7 @@ enum {
     TOKENS_MAX = 512,
     CONTEXT = 2048,
     BIG_BYTES = 256 << 20,
-    ROUNDS = 12
+    ROUNDS = 16
 };
 
 typedef struct linear_shape {
@@ -103,12 +104,16 @@ static void bench_open(bench *b, const char *isa, int threads)
     b->ones = floats(HIDDEN);
 }
 
-/* One step's linear layers in order; seconds per shape are added to `each`. The head sees one row per
- * sequence in decode and one row in a prefill chunk. */
-static double linear_step(bench *b, int tokens, double each[SHAPES])
+static double best(double old, double now)
+{
+    return old == 0 || now < old ? now : old;
+}
+
+/* One step's linear layers in order; the best time of a call of each shape goes to `each`. The head sees
+ * one row per sequence in decode and one row in a prefill chunk. */
+static void linear_step(bench *b, int tokens, double each[SHAPES])
 {
     const char *at = b->weights;
-    double start = bench_now();
     for (int layer = 0; layer <= LAYERS; layer++) {
         for (int i = 0; i < SHAPES; i++) {
             const linear_shape *s = &g_shapes[i];
@@ -123,11 +128,10 @@ static double linear_step(bench *b, int tokens, double each[SHAPES])
                                 .ldo = s->n};
             double t = bench_now();
             b->ops->linear(b->dev, &a);
-            each[i] += bench_now() - t;
+            each[i] = best(each[i], bench_now() - t);
             at += (size_t)s->n * (size_t)s->k * 2;
         }
     }
-    return bench_now() - start;
 }
 
 static void row(bench *b, const char *what, int tokens, double seconds, double value,
@@ -142,46 +146,38 @@ static void row(bench *b, const char *what, int tokens, double seconds, double v
                 tokens, seconds * 1e6, value, unit, share);
 }
 
-static double best(double old, double now)
-{
-    return old == 0 || now < old ? now : old;
-}
-
 static void measure_limits(bench *b)
 {
-    b->read_big = fmax(b->read_big, BIG_BYTES / bench_read_seconds(b->big, BIG_BYTES, b->threads));
-    bench_read_seconds(b->weights, b->weight_bytes, b->threads);
-    b->read_weights =
-        fmax(b->read_weights,
-             (double)b->weight_bytes / bench_read_seconds(b->weights, b->weight_bytes, b->threads));
-    b->fma = fmax(b->fma, bench_fma_flops(b->threads));
+    for (int i = 0; i < 3; i++)
+        b->read_big =
+            fmax(b->read_big, BIG_BYTES / bench_read_seconds(b->big, BIG_BYTES, b->threads));
+    for (int i = 0; i < 20; i++) {
+        double t = bench_read_seconds(b->weights, b->weight_bytes, b->threads);
+        b->read_weights = fmax(b->read_weights, (double)b->weight_bytes / t);
+        b->fma = fmax(b->fma, bench_fma_flops(b->threads));
+    }
 }
 
 static void bench_linear(bench *b)
 {
-    static double step[TOKEN_ROWS], each[TOKEN_ROWS][SHAPES];
+    static double each[TOKEN_ROWS][SHAPES];
     for (int r = 0; r < ROUNDS; r++) {
         measure_limits(b);
-        for (int i = 0; i < TOKEN_ROWS; i++) {
-            for (int again = 0; again < (g_tokens[i] <= 8 ? 8 : 1); again++) {
-                double now[SHAPES] = {0};
-                step[i] = best(step[i], linear_step(b, g_tokens[i], now));
-                for (int s = 0; s < SHAPES; s++)
-                    each[i][s] = best(each[i][s], now[s]);
-            }
-        }
+        for (int i = 0; i < TOKEN_ROWS; i++)
+            for (int again = 0; again < (g_tokens[i] <= 8 ? 8 : 1); again++)
+                linear_step(b, g_tokens[i], each[i]);
     }
     row(b, "read 256 MB", 0, BIG_BYTES / b->read_big, b->read_big * 1e-9, "GB/s", 0);
-    row(b, "read weights", 0, (double)b->weight_bytes / b->read_weights, b->read_weights * 1e-9,
-        "GB/s", 0);
+    row(b, "read 40 MB of weights", 0, (double)b->weight_bytes / b->read_weights,
+        b->read_weights * 1e-9, "GB/s", 0);
     row(b, "fma peak", 0, 0, b->fma * 1e-9, "GFLOP/s", 0);
     for (int i = 0; i < TOKEN_ROWS; i++) {
-        double rate = (double)b->weight_bytes / step[i], flop = 0;
+        double step = 0, flop = 0;
         for (int s = 0; s < SHAPES; s++) {
             int t = g_tokens[i] >= 512 && g_shapes[s].per_step == 1 ? 1 : g_tokens[i];
-            double f = 2.0 * t * g_shapes[s].n * g_shapes[s].k * g_shapes[s].per_step;
-            double bytes = 2.0 * g_shapes[s].n * g_shapes[s].k * g_shapes[s].per_step;
-            flop += f;
+            double bytes = 2.0 * g_shapes[s].n * g_shapes[s].k, f = bytes * t;
+            flop += f * g_shapes[s].per_step;
+            step += each[i][s] * g_shapes[s].per_step;
             if (t == 1)
                 row(b, g_shapes[s].name, t, each[i][s], bytes / each[i][s] * 1e-9, "GB/s",
                     bytes / each[i][s] / b->read_weights);
@@ -189,12 +185,12 @@ static void bench_linear(bench *b)
                 row(b, g_shapes[s].name, t, each[i][s], f / each[i][s] * 1e-9, "GFLOP/s",
                     f / each[i][s] / b->fma);
         }
+        double rate = (double)b->weight_bytes / step;
         if (g_tokens[i] <= 4)
-            row(b, "linear step", g_tokens[i], step[i], rate * 1e-9, "GB/s",
-                rate / b->read_weights);
+            row(b, "linear step", g_tokens[i], step, rate * 1e-9, "GB/s", rate / b->read_weights);
         if (g_tokens[i] > 1)
-            row(b, "linear step", g_tokens[i], step[i], flop / step[i] * 1e-9, "GFLOP/s",
-                flop / step[i] / b->fma);
+            row(b, "linear step", g_tokens[i], step, flop / step * 1e-9, "GFLOP/s",
+                flop / step / b->fma);
     }
 }
 
@@ -285,20 +281,19 @@ static void bench_rows(bench *b)
         fill_context(&c, n, CONTEXT);
         tm_norm_args norm = {.out = b->out,
                              .residual = b->residual,
-                             .delta = b->ones,
+                             .delta = b->out + (size_t)TOKENS_MAX * HIDDEN,
                              .w = b->ones,
                              .n_tokens = n,
                              .h = HIDDEN,
                              .eps = 1e-5f,
                              .kind = TM_NORM_RMS};
-        norm.delta = b->out + (size_t)TOKENS_MAX * HIDDEN;
         tm_act_args act = {.out = b->out,
                            .gate_up = b->x,
                            .n_tokens = n,
                            .f = FFN,
                            .act = TM_ACT_SILU,
                            .gated = true};
-        tm_rope_append_args rope = {.qkv = b->residual,
+        tm_rope_append_args rope = {.qkv = b->out,
                                     .inv_freq = inv_freq,
                                     .batch = &c.batch,
                                     .kv = &kv,
@@ -307,7 +302,6 @@ static void bench_rows(bench *b)
                                     .head_dim = DIM,
                                     .rotary_dim = DIM,
                                     .mscale = 1};
-        rope.qkv = b->out;
         for (int r = 0; r < 100; r++) {
             double t0 = bench_now();
             b->ops->norm(b->dev, &norm);

@@ -4,6 +4,10 @@ tm_test(op_attention_test SOURCES op_attention_test.c op_test.c LIBS tm_backend 
 tm_test(op_convert_test SOURCES op_convert_test.c LIBS tm_backend m)
 tm_test(op_device_test SOURCES op_device_test.c op_test.c LIBS tm_backend m)
 
+if(TM_HAVE_CUDA)
+  tm_test(op_cuda_test SOURCES op_cuda_test.c op_test.c LIBS tm_backend m)
+endif()
+
 # The vector math is in headers that need the flags of their instruction set; the test around it does not.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMOCKA_FOUND)
   foreach(isa avx2 avx512)

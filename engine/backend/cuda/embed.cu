@@ -1,0 +1,104 @@
+/* Row copies: the embedding and the rows whose logits are wanted. One block per output row.
+ *
+ * embed: out[t] = round(table[ids[t] - v0] * scale), zeros for ids of other ranks. Bytes moved per call:
+ * T * h * (size of the table's dtype + 2). gather_rows: R * h * 4. Packs of 8 elements where h allows. */
+#include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/vec.cuh"
+
+namespace
+{
+
+constexpr int THREADS = 256;
+
+template <typename T, typename W, int V>
+__global__ void __launch_bounds__(THREADS)
+    embed_kernel(T *out, const int32_t *ids, const W *table, int rows, int h, int v0, float scale)
+{
+    const int id = ids[blockIdx.x] - v0, packs = h / V;
+    const bool here = id >= 0 && id < rows;
+    for (int i = threadIdx.x; i < packs; i += THREADS) {
+        pack<T, V> o;
+        if (here) {
+            const W *w = table + (size_t)id * h + (size_t)i * V;
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                o.e[j] = from_f32<T>(to_f32(w[j]) * scale);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                o.e[j] = from_f32<T>(0.0f);
+        }
+        store_pack<T, V>(out, (size_t)blockIdx.x * packs + i, o);
+    }
+}
+
+template <typename T, typename W> cudaError_t launch(const tm_embed_args *a, cudaStream_t stream)
+{
+    const tm_weight *w = a->table;
+    T *out = static_cast<T *>(a->out);
+    const W *table = static_cast<const W *>(w->data);
+    if (w->k % 8 == 0)
+        embed_kernel<T, W, 8>
+            <<<a->n_tokens, THREADS, 0, stream>>>(out, a->ids, table, w->n, w->k, a->v0, a->scale);
+    else
+        embed_kernel<T, W, 1>
+            <<<a->n_tokens, THREADS, 0, stream>>>(out, a->ids, table, w->n, w->k, a->v0, a->scale);
+    return cudaGetLastError();
+}
+
+template <typename T> cudaError_t launch_table(const tm_embed_args *a, cudaStream_t stream)
+{
+    switch (a->table->dtype) {
+    case TM_DTYPE_BF16:
+        return launch<T, __nv_bfloat16>(a, stream);
+    case TM_DTYPE_F16:
+        return launch<T, __half>(a, stream);
+    case TM_DTYPE_F32:
+        return launch<T, float>(a, stream);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+/* Rows of `words` 16- or 2-byte words. */
+template <typename W>
+__global__ void __launch_bounds__(THREADS)
+    gather_kernel(W *out, const W *x, const int32_t *rows, int words)
+{
+    const W *from = x + (size_t)rows[blockIdx.x] * words;
+    for (int i = threadIdx.x; i < words; i += THREADS)
+        out[(size_t)blockIdx.x * words + i] = from[i];
+}
+
+} /* namespace */
+
+extern "C" cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, tm_dtype act,
+                                            cudaStream_t stream)
+{
+    if (a->n_tokens == 0)
+        return cudaSuccess;
+    switch (act) {
+    case TM_DTYPE_BF16:
+        return launch_table<__nv_bfloat16>(a, stream);
+    case TM_DTYPE_F16:
+        return launch_table<__half>(a, stream);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+extern "C" cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a, tm_dtype act,
+                                                  cudaStream_t stream)
+{
+    if (act == TM_DTYPE_F32)
+        return cudaErrorInvalidValue;
+    if (a->n_rows == 0)
+        return cudaSuccess;
+    if (a->h % 8 == 0)
+        gather_kernel<<<a->n_rows, THREADS, 0, stream>>>(
+            static_cast<uint4 *>(a->out), static_cast<const uint4 *>(a->x), a->rows, a->h / 8);
+    else
+        gather_kernel<<<a->n_rows, THREADS, 0, stream>>>(
+            static_cast<uint16_t *>(a->out), static_cast<const uint16_t *>(a->x), a->rows, a->h);
+    return cudaGetLastError();
+}
