@@ -30,7 +30,7 @@ tm_arena *tm_arena_create(size_t max_bytes)
 {
     tm_arena *a = calloc(1, sizeof *a);
     if (a)
-        a->max = max_bytes ? max_bytes : SIZE_MAX;
+        a->max = max_bytes ? max_bytes : PTRDIFF_MAX;
     return a;
 }
 
