@@ -18,9 +18,9 @@
 #define MAX_SERIES_DEFAULT 64
 #define LABELS_MAX         4
 
-const double TM_BUCKETS_LATENCY_S[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+const double TM_BUCKETS_LATENCY_S[TM_BUCKETS_LATENCY_S_LEN] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
                                        0.5,   1,      2.5,   5,    10,    30,   60,  120};
-const int TM_BUCKETS_LATENCY_S_COUNT = (int)TM_ARRAY_LEN(TM_BUCKETS_LATENCY_S);
+const int TM_BUCKETS_LATENCY_S_COUNT = TM_BUCKETS_LATENCY_S_LEN;
 
 struct tm_series {
     struct tm_series *next;

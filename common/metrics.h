@@ -30,7 +30,9 @@ typedef struct tm_metric_desc {
 typedef struct tm_metrics tm_metrics;
 typedef struct tm_series tm_series;
 
-extern const double TM_BUCKETS_LATENCY_S[];
+/* 1 ms to 2 minutes; the enum is for static descriptors. */
+enum { TM_BUCKETS_LATENCY_S_LEN = 16 };
+extern const double TM_BUCKETS_LATENCY_S[TM_BUCKETS_LATENCY_S_LEN];
 extern const int TM_BUCKETS_LATENCY_S_COUNT;
 
 tm_metrics *tm_metrics_create(void);
