@@ -9,11 +9,11 @@
 
 #include "common/check.h"
 
-#define OFF(f)  offsetof(tm_router_opts, f)
-#define NO_MAX  INFINITY
-#define MINUTE  60000.0
-#define HOUR    3600000.0
-#define MIB     1048576.0
+#define OFF(f) offsetof(tm_router_opts, f)
+#define NO_MAX INFINITY
+#define MINUTE 60000.0
+#define HOUR   3600000.0
+#define MIB    1048576.0
 
 static const tm_opt_row g_rows[] = {
     {"host", "server-name", TM_OPT_STR, OFF(host), "127.0.0.1", 0, 0, NULL,
@@ -79,12 +79,13 @@ static const tm_opt_row g_rows[] = {
      "After this time a body must come at body-rate-min."},
     {"body-rate-min", NULL, TM_OPT_SIZE, OFF(body_rate_min), "1KiB", 1, 1024 * MIB, NULL,
      "Bytes per second of a slow body (408)."},
-    {"stream-buffer-max", NULL, TM_OPT_SIZE, OFF(stream_buffer_max), "256KiB", 4096, 1024 * MIB, NULL,
-     "Bytes waiting for a slow reader before its stream pauses."},
+    {"stream-buffer-max", NULL, TM_OPT_SIZE, OFF(stream_buffer_max), "256KiB", 4096, 1024 * MIB,
+     NULL, "Bytes waiting for a slow reader before its stream pauses."},
     {"ping-interval", NULL, TM_OPT_TIME, OFF(ping_ms), "15s", 10, HOUR, NULL,
      "A silent stream gets a comment this often."},
 
-    {"stop-max", NULL, TM_OPT_INT, OFF(stop_max), "4", 1, 16, NULL, "Stop strings of a request (400)."},
+    {"stop-max", NULL, TM_OPT_INT, OFF(stop_max), "4", 1, 16, NULL,
+     "Stop strings of a request (400)."},
     {"messages-max", NULL, TM_OPT_INT, OFF(messages_max), "4096", 1, 1e6, NULL,
      "Messages of a request (400)."},
     {"parts-max", NULL, TM_OPT_INT, OFF(parts_max), "64", 1, 10000, NULL,
@@ -132,15 +133,17 @@ tm_status tm_router_opts_check(const tm_router_opts *o, tm_err *err)
     if (!o->etcd && !o->workers)
         return TM_FAIL(err, TM_STATUS_CONFIG, "--etcd or --workers is needed, see --help");
     if (!o->api_key_file && !o->insecure_open && !is_loopback(o->host))
-        return TM_FAIL(err, TM_STATUS_CONFIG,
-                       "--host %s is open to others: give --api-key-file, or --insecure-open if anybody "
-                       "may use this server",
-                       o->host);
+        return TM_FAIL(
+            err, TM_STATUS_CONFIG,
+            "--host %s is open to others: give --api-key-file, or --insecure-open if anybody "
+            "may use this server",
+            o->host);
     /* The gRPC service has no keys, so it is open wherever it listens. */
     if (o->grpc_port > 0 && !o->insecure_open && !is_loopback(o->grpc_host))
-        return TM_FAIL(err, TM_STATUS_CONFIG,
-                       "--grpc-host %s is open to others: give --insecure-open if anybody may use it",
-                       o->grpc_host);
+        return TM_FAIL(
+            err, TM_STATUS_CONFIG,
+            "--grpc-host %s is open to others: give --insecure-open if anybody may use it",
+            o->grpc_host);
     if (o->dead_ms <= o->suspect_ms)
         return TM_FAIL(err, TM_STATUS_CONFIG, "--dead-time must be longer than --suspect-time");
     return TM_OK;

@@ -221,6 +221,7 @@ static void free_prompts(tm_api_job *j)
     }
     free(j->prompts);
     j->prompts = NULL;
+    j->prompt_count = 0;
 }
 
 void tm_api_job_start(tm_api_call *c, tm_prep *p)

@@ -1,6 +1,6 @@
 # Tests of the pool, the policies and dispatch.
 set(fake)
-if(NOT EXISTS ${CMAKE_SOURCE_DIR}/router/served.c)
+if(NOT EXISTS ${CMAKE_SOURCE_DIR}/text/template.c)
   list(APPEND fake served_fake.c)
 endif()
 tm_test(dispatch_pool_test SOURCES dispatch_pool_test.c dispatch_sim.c ${fake} LIBS tm_router)

@@ -1,0 +1,12 @@
+# Tests of the HTTP API, its limits and keys.
+set(harness api_harness.c fake_dispatch.c)
+set(template)
+if(NOT EXISTS ${CMAKE_SOURCE_DIR}/text/template.c)
+  list(APPEND template template_fake.c)
+endif()
+foreach(name api_stream)
+  tm_test(${name}_test SOURCES ${name}_test.c ${harness} ${template} LIBS tm_router TIMEOUT 240)
+endforeach()
+foreach(name)
+  tm_test(${name}_test SOURCES ${name}_test.c ${template} LIBS tm_router)
+endforeach()
