@@ -27,20 +27,37 @@ static void on_writable(evutil_socket_t fd, short what, void *arg);
 
 /* ---- life --------------------------------------------------------------------------------------------- */
 
+static bool make_buffers(tm_http_server *s, tm_http_conn *c)
+{
+    c->out = evbuffer_new();
+    c->wire = s->tls_ctx ? evbuffer_new() : c->out;
+    c->tls = s->tls_ctx ? tm_http_tls_open(s->tls_ctx) : NULL;
+    return c->out && c->wire && (c->tls || !s->tls_ctx);
+}
+
+static void free_buffers(tm_http_conn *c)
+{
+    tm_http_tls_free(c->tls);
+    if (c->wire && c->wire != c->out)
+        evbuffer_free(c->wire);
+    if (c->out)
+        evbuffer_free(c->out);
+}
+
 void tm_http_conn_open(tm_http_server *s, int fd, const char *peer)
 {
+    int on = 1;
     tm_http_conn *c = calloc(1, sizeof(*c));
-    struct evbuffer *out = c ? evbuffer_new() : NULL;
-    if (!out) {
+    if (!c || !make_buffers(s, c)) {
+        if (c)
+            free_buffers(c);
         free(c);
         close(fd);
         return;
     }
-    int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     c->server = s;
     c->fd = fd;
-    c->out = out;
     c->state = TM_CONN_IDLE;
     c->idle_since_ms = tm_clock_ms();
     c->deadline_ms = c->idle_since_ms + s->opts.header_timeout_ms;
@@ -82,7 +99,7 @@ void tm_http_conn_destroy(tm_http_conn *c)
     if (c->dirty)
         TAILQ_REMOVE(&s->dirty, c, dirty_link);
     TAILQ_REMOVE(&s->conns, c, all);
-    evbuffer_free(c->out);
+    free_buffers(c);
     tm_buf_deinit(&c->pending);
     close(c->fd);
     free(c);
@@ -98,6 +115,51 @@ static void reset_and_destroy(tm_http_conn *c)
     tm_http_conn_destroy(c);
 }
 
+/* Writes what the socket takes; false when the connection is broken. */
+static bool write_wire(tm_http_conn *c, bool *progress)
+{
+    for (;;) {
+        struct evbuffer_iovec v[64];
+        int n = evbuffer_peek(c->wire, -1, NULL, v, 64);
+        if (n <= 0)
+            return true;
+        struct msghdr msg = {.msg_iov = (struct iovec *)v, .msg_iovlen = (size_t)(n < 64 ? n : 64)};
+        ssize_t sent = sendmsg(c->fd, &msg, MSG_NOSIGNAL);
+        if (sent < 0)
+            return errno == EAGAIN || errno == EINTR;
+        *progress = true;
+        evbuffer_drain(c->wire, (size_t)sent);
+    }
+}
+
+/* Encrypts and writes in turn until all is out or the socket is full. */
+static bool write_out(tm_http_conn *c, bool *progress)
+{
+    if (!c->tls)
+        return write_wire(c, progress);
+    do {
+        if (!tm_http_tls_write(c->tls, c->out, c->wire, TM_HTTP_WIRE_MAX) ||
+            !write_wire(c, progress))
+            return false;
+    } while (evbuffer_get_length(c->wire) == 0 && evbuffer_get_length(c->out) > 0);
+    return true;
+}
+
+static size_t unwritten(const tm_http_conn *c)
+{
+    return evbuffer_get_length(c->out) + (c->tls ? evbuffer_get_length(c->wire) : 0);
+}
+
+/* TLS says that it ends; plain TCP's FIN needs no words. */
+static void send_farewell(tm_http_conn *c)
+{
+    bool progress;
+    if (!c->tls)
+        return;
+    tm_http_tls_close(c->tls, c->wire);
+    write_wire(c, &progress);
+}
+
 /* Closing with unread input would reset the connection and could cost the client our last bytes. */
 static void begin_linger(tm_http_conn *c)
 {
@@ -105,6 +167,7 @@ static void begin_linger(tm_http_conn *c)
         tm_http_conn_destroy(c);
         return;
     }
+    send_farewell(c);
     shutdown(c->fd, SHUT_WR);
     c->state = TM_CONN_LINGER;
     c->deadline_ms = tm_clock_ms() + TM_HTTP_LINGER_MS;
@@ -247,10 +310,26 @@ static void take_eof(tm_http_conn *c)
     c->eof = true;
     event_del(&c->ev_in);
     /* A complete answer still flushes to a client that only shut down its sending side. */
-    if (c->req && c->req->complete && evbuffer_get_length(c->out))
+    if (c->req && c->req->complete && unwritten(c))
         c->close_after = true;
     else
         tm_http_conn_destroy(c);
+}
+
+static void take_cipher(tm_http_conn *c, size_t len)
+{
+    tm_http_server *s = c->server;
+    ssize_t n = TM_HTTP_TLS_BROKEN;
+    if (tm_http_tls_take(c->tls, s->scratch, len))
+        while ((n = tm_http_tls_read(c->tls, s->plain_scratch, TM_HTTP_SCRATCH_BYTES)) > 0)
+            take_input(c, s->plain_scratch, (size_t)n);
+    if (n == TM_HTTP_TLS_MORE) {
+        tm_http_conn_mark_dirty(c); /* the handshake may have something to send */
+        return;
+    }
+    if (n == TM_HTTP_TLS_BROKEN)
+        send_farewell(c); /* the alert that says why */
+    take_eof(c);
 }
 
 static void on_readable(evutil_socket_t fd, short what, void *arg)
@@ -258,7 +337,9 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
     tm_http_conn *c = arg;
     (void)what;
     ssize_t n = recv(fd, c->server->scratch, TM_HTTP_SCRATCH_BYTES, 0);
-    if (n > 0)
+    if (n > 0 && c->tls)
+        take_cipher(c, (size_t)n);
+    else if (n > 0)
         take_input(c, c->server->scratch, (size_t)n);
     else if (n == 0)
         take_eof(c);
@@ -275,23 +356,6 @@ void tm_http_conn_mark_dirty(tm_http_conn *c)
     c->dirty = true;
     TAILQ_INSERT_TAIL(&c->server->dirty, c, dirty_link);
     event_active(c->server->ev_flush, EV_TIMEOUT, 0);
-}
-
-/* Writes what the socket takes; false when the connection is broken. */
-static bool write_out(tm_http_conn *c, bool *progress)
-{
-    for (;;) {
-        struct evbuffer_iovec v[64];
-        int n = evbuffer_peek(c->out, -1, NULL, v, 64);
-        if (n <= 0)
-            return true;
-        struct msghdr msg = {.msg_iov = (struct iovec *)v, .msg_iovlen = (size_t)(n < 64 ? n : 64)};
-        ssize_t sent = sendmsg(c->fd, &msg, MSG_NOSIGNAL);
-        if (sent < 0)
-            return errno == EAGAIN || errno == EINTR;
-        *progress = true;
-        evbuffer_drain(c->out, (size_t)sent);
-    }
 }
 
 static void watch_output(tm_http_conn *c, bool on)
@@ -336,7 +400,7 @@ void tm_http_conn_flush(tm_http_conn *c)
         tm_http_conn_destroy(c);
         return;
     }
-    size_t left = evbuffer_get_length(c->out);
+    size_t left = unwritten(c);
     watch_output(c, left > 0);
     if (left == 0)
         c->write_deadline_ms = 0;

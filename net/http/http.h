@@ -59,6 +59,8 @@ typedef struct tm_http_opts {
     /* After body_grace_ms a body must come at body_rate_min bytes per second (408). */
     int64_t body_grace_ms;
     size_t body_rate_min;
+    /* PEM files; both set = the server speaks TLS 1.2 and newer, and nothing else. */
+    const char *tls_cert_file, *tls_key_file;
     int backlog;
     bool reuse_port; /* several servers (one per loop thread) share host and port */
 } tm_http_opts;
@@ -67,6 +69,8 @@ tm_http_opts tm_http_opts_default(void);
 tm_status tm_http_server_create(tm_http_server **out, struct event_base *base,
                                 const tm_http_opts *opts, tm_err *err);
 int tm_http_server_port(const tm_http_server *s);
+/* Reads the TLS files again, for connections from now on. On a failure the old ones stay in force. */
+tm_status tm_http_server_reload_tls(tm_http_server *s, tm_err *err);
 /* Stops accepting; open requests go on, their connections close after the answer. */
 void tm_http_server_drain(tm_http_server *s);
 int tm_http_server_active(const tm_http_server *s); /* requests not yet answered completely */

@@ -9,6 +9,7 @@
 
 #include "net/http/http.h"
 #include "net/http/parse.h"
+#include "net/http/tls.h"
 
 typedef enum tm_http_conn_state {
     TM_CONN_IDLE,   /* between requests */
@@ -51,6 +52,8 @@ struct tm_http_conn {
     tm_http_conn_state state;
     struct event ev_in, ev_out;
     struct evbuffer *out;
+    struct evbuffer *wire; /* what the socket gets: out itself, or its ciphertext */
+    tm_http_tls *tls;      /* NULL = plain */
     tm_http_req *req;
     tm_buf pending;            /* bytes of pipelined requests, at most one read's worth */
     int64_t deadline_ms;       /* of the state; 0 = none */
@@ -76,11 +79,15 @@ struct tm_http_server {
     int64_t accept_retry_ms;
     int64_t date_s;
     char date[32];
-    char *scratch; /* every read of every connection lands here first */
+    char *scratch;       /* every read of every connection lands here first */
+    char *plain_scratch; /* and is decrypted to here */
+    char *tls_cert_file, *tls_key_file;
+    tm_http_tls_ctx *tls_ctx; /* NULL = plain */
 };
 
 enum {
     TM_HTTP_SCRATCH_BYTES = 65536,
+    TM_HTTP_WIRE_MAX = 65536, /* ciphertext that is made ahead of the socket */
     TM_HTTP_LINGER_MS = 2000,
     /* A body this short is read to its end after an early answer, to keep the connection. */
     TM_HTTP_SKIP_BODY_MAX = 65536,

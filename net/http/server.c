@@ -256,6 +256,32 @@ static tm_status check_opts(const tm_http_opts *o, tm_err *err)
         o->connections_max < 1 || !o->stream_buffer_max || o->header_timeout_ms < 1 ||
         o->idle_timeout_ms < 1 || o->write_timeout_ms < 1 || o->body_grace_ms < 1)
         return TM_FAIL(err, TM_STATUS_INVALID, "http: a limit or timeout is not positive");
+    if (!o->tls_cert_file != !o->tls_key_file)
+        return TM_FAIL(err, TM_STATUS_CONFIG, "http: a TLS certificate and its key go together");
+    return TM_OK;
+}
+
+static tm_status set_up_tls(tm_http_server *s, tm_err *err)
+{
+    const tm_http_opts *o = &s->opts;
+    if (!o->tls_cert_file)
+        return TM_OK;
+    s->tls_cert_file = strdup(o->tls_cert_file);
+    s->tls_key_file = strdup(o->tls_key_file);
+    s->plain_scratch = malloc(TM_HTTP_SCRATCH_BYTES);
+    if (!s->tls_cert_file || !s->tls_key_file || !s->plain_scratch)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "http: out of memory");
+    return tm_http_server_reload_tls(s, err);
+}
+
+tm_status tm_http_server_reload_tls(tm_http_server *s, tm_err *err)
+{
+    tm_http_tls_ctx *fresh = NULL;
+    if (!s->tls_cert_file)
+        return TM_OK;
+    TM_TRY(tm_http_tls_ctx_create(&fresh, s->tls_cert_file, s->tls_key_file, err));
+    tm_http_tls_ctx_destroy(s->tls_ctx);
+    s->tls_ctx = fresh;
     return TM_OK;
 }
 
@@ -276,6 +302,7 @@ tm_status tm_http_server_create(tm_http_server **out, struct event_base *base,
     TAILQ_INIT(&s->dirty);
     s->server_name = opts->server_name ? strdup(opts->server_name) : NULL;
     s->scratch = malloc(TM_HTTP_SCRATCH_BYTES);
+    TM_TRY_GOTO(set_up_tls(s, err), err_destroy);
     TM_TRY_GOTO(listen_on(s, err), err_destroy);
     s->ev_listen = event_new(base, s->listen_fd, EV_READ | EV_PERSIST, on_accept, s);
     s->ev_tick = event_new(base, -1, EV_PERSIST, on_tick, s);
@@ -344,6 +371,10 @@ void tm_http_server_destroy(tm_http_server *s)
         event_free(s->ev_tick);
     if (s->ev_flush)
         event_free(s->ev_flush);
+    tm_http_tls_ctx_destroy(s->tls_ctx);
+    free(s->tls_cert_file);
+    free(s->tls_key_file);
+    free(s->plain_scratch);
     free(s->server_name);
     free(s->scratch);
     free(s);
