@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/fmt.h"
 #include "common/json.h"
 
 #define METADATA_MAX       16
@@ -23,11 +24,13 @@ TM_API_PARSER(tm_api_check_n)
 {
     (void)p;
     (void)limits;
-    if (json_is_number(v) && json_number_value(v) == floor(json_number_value(v)) &&
-        json_number_value(v) < f->min)
-        return tm_api_fail(e, TM_API_INVALID_VALUE, f->name,
-                           "The %s `%.0f` must be a positive int.", f->name, json_number_value(v));
-    return true;
+    double d = json_number_value(v);
+    char got[TM_NUM_MAX];
+    if (!json_is_number(v) || d != floor(d) || d >= f->min)
+        return true;
+    tm_num_format(got, d, false);
+    return tm_api_fail(e, TM_API_INVALID_VALUE, f->name, "The %s `%s` must be a positive int.",
+                       f->name, got);
 }
 
 TM_API_PARSER(tm_api_parse_messages)
