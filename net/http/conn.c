@@ -10,6 +10,7 @@
 #include "net/http/internal.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -20,6 +21,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "common/check.h"
 #include "common/clock.h"
 
 static void on_readable(evutil_socket_t fd, short what, void *arg);
@@ -44,9 +46,24 @@ static void free_buffers(tm_http_conn *c)
         evbuffer_free(c->out);
 }
 
+/* A client whose machine vanished sends no FIN: while its answer is computed, probes find out within half a
+ * minute; while bytes are on their way, the write timeout applies to the kernel's retries too. */
+static void set_up_socket(const tm_http_server *s, int fd)
+{
+    unsigned timeout_ms = (unsigned)TM_MIN(s->opts.write_timeout_ms, (int64_t)INT_MAX);
+    const struct {
+        int level, name, value;
+    } options[] = {
+        {IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 15}, {IPPROTO_TCP, TCP_KEEPINTVL, 5},
+        {IPPROTO_TCP, TCP_KEEPCNT, 3},   {IPPROTO_TCP, TCP_USER_TIMEOUT, (int)timeout_ms},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(options); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+}
+
 void tm_http_conn_open(tm_http_server *s, int fd, const char *peer)
 {
-    int on = 1;
     tm_http_conn *c = calloc(1, sizeof(*c));
     if (!c || !make_buffers(s, c)) {
         if (c)
@@ -55,7 +72,7 @@ void tm_http_conn_open(tm_http_server *s, int fd, const char *peer)
         close(fd);
         return;
     }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    set_up_socket(s, fd);
     c->server = s;
     c->fd = fd;
     c->state = TM_CONN_IDLE;

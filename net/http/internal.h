@@ -76,7 +76,7 @@ struct tm_http_server {
     struct tm_http_conn_list dirty;
     int conn_count, active;
     bool accept_paused, draining, tick_on;
-    int64_t accept_retry_ms;
+    int64_t accept_retry_ms, accept_warned_ms;
     int64_t date_s;
     char date[32];
     char *scratch;       /* every read of every connection lands here first */

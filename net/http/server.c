@@ -24,6 +24,7 @@ enum {
     ACCEPTS_PER_TURN = 64,
     ACCEPT_RETRY_MS = 100, /* after running out of descriptors */
     FRESH_MS = 1000,
+    WARN_EVERY_MS = 10000,
     TICK_MS_MAX = 500,
     TICK_MS_MIN = 10
 };
@@ -125,6 +126,16 @@ static bool evict_idle(tm_http_server *s)
     return oldest != NULL;
 }
 
+static void warn_accept(tm_http_server *s, int error)
+{
+    int64_t now = tm_clock_ms();
+    if (s->accept_warned_ms && now - s->accept_warned_ms < WARN_EVERY_MS)
+        return;
+    s->accept_warned_ms = now;
+    tm_log(TM_LOG_WARN, "http_accept", "port %d: %s; trying again every %d ms", s->port,
+           strerror(error), ACCEPT_RETRY_MS);
+}
+
 static void on_accept(evutil_socket_t fd, short what, void *arg)
 {
     tm_http_server *s = arg;
@@ -139,8 +150,7 @@ static void on_accept(evutil_socket_t fd, short what, void *arg)
         int conn = accept4(fd, (struct sockaddr *)&addr, &addr_len, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (conn < 0) {
             if (out_of_resources(errno)) {
-                tm_log(TM_LOG_WARN, "http_accept", "port %d: %s; accepting again in %d ms", s->port,
-                       strerror(errno), ACCEPT_RETRY_MS);
+                warn_accept(s, errno);
                 pause_accept(s);
                 evict_idle(s);
                 s->accept_retry_ms = tm_clock_ms() + ACCEPT_RETRY_MS;
