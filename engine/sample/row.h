@@ -1,5 +1,5 @@
-/* Loops over one row of V logits or weights. Pure leaf functions, written so that the compiler keeps them in
- * vector registers; none allocates.
+/* Loops over one row of V logits or weights: pure leaf functions that allocate nothing. The results do not
+ * depend on the processor's register width.
  *
  * A row is looked at in blocks of TM_ROW_BLOCK values: the per-block sums and maxima of the weights let later passes
  * skip almost everything. */
@@ -37,9 +37,9 @@ typedef struct tm_row_cut {
     int ties;
 } tm_row_cut;
 
-/* The k first ones (all, when there are fewer). Weights are in [0, 1]. */
-tm_row_cut tm_row_cut_count(const float *w, int n, int k);
+/* The k first ones (all, when there are fewer). Weights are in [0, 1]; scratch [n]. */
+tm_row_cut tm_row_cut_count(const float *w, int n, int k, float *scratch);
 /* The shortest leading part whose sum reaches mass; at least one. */
-tm_row_cut tm_row_cut_mass(const float *w, int n, double mass);
+tm_row_cut tm_row_cut_mass(const float *w, int n, double mass, float *scratch);
 
 #endif

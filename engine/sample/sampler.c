@@ -30,6 +30,7 @@ struct tm_sample_space {
     int vocab, blocks;
     float *raw;    /* [V] logits before edits */
     float *w;      /* [V] weights */
+    float *spare;  /* [V] for the cuts */
     float *cand_w; /* [V] candidates in id order */
     int32_t *cand_id;
     float *block_sum, *block_max; /* [blocks] */
@@ -133,11 +134,13 @@ tm_status tm_sample_space_create(tm_sample_space **out, int vocab, tm_err *err)
     sp->blocks = (int)blocks;
     sp->raw = malloc(v * sizeof(float));
     sp->w = malloc(v * sizeof(float));
+    sp->spare = malloc(v * sizeof(float));
     sp->cand_w = malloc(v * sizeof(float));
     sp->cand_id = malloc(v * sizeof(int32_t));
     sp->block_sum = malloc(blocks * sizeof(float));
     sp->block_max = malloc(blocks * sizeof(float));
-    if (!sp->raw || !sp->w || !sp->cand_w || !sp->cand_id || !sp->block_sum || !sp->block_max) {
+    if (!sp->raw || !sp->w || !sp->spare || !sp->cand_w || !sp->cand_id || !sp->block_sum ||
+        !sp->block_max) {
         tm_sample_space_destroy(sp);
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory to sample from %d logits", vocab);
     }
@@ -151,6 +154,7 @@ void tm_sample_space_destroy(tm_sample_space *sp)
         return;
     free(sp->raw);
     free(sp->w);
+    free(sp->spare);
     free(sp->cand_w);
     free(sp->cand_id);
     free(sp->block_sum);
@@ -239,7 +243,7 @@ static float candidate_floor(const tm_sampler *s, const tm_sample_space *sp, dou
 {
     float floor = 0.0f;
     if (s->p.top_k > 0 && s->p.top_k <= sp->blocks)
-        floor = tm_row_cut_count(sp->block_max, sp->blocks, s->p.top_k).least;
+        floor = tm_row_cut_count(sp->block_max, sp->blocks, s->p.top_k, sp->spare).least;
     else if (s->p.top_k == 0 && s->p.top_p < 1.0f)
         floor = (float)(0.5 * (1.0 - (double)s->p.top_p) * total / sp->vocab);
     else if (s->p.top_k == 0)
@@ -252,11 +256,11 @@ static int filter(const tm_sampler *s, tm_sample_space *sp, double total)
     int n = gather(sp, candidate_floor(s, sp, total));
     if (s->p.top_k > 0) {
         if (s->p.top_k < n)
-            n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k));
+            n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k, sp->spare));
         total = sum_of(sp->cand_w, n);
     }
     if (s->p.top_p < 1.0f)
-        n = apply_cut(sp, n, tm_row_cut_mass(sp->cand_w, n, (double)s->p.top_p * total));
+        n = apply_cut(sp, n, tm_row_cut_mass(sp->cand_w, n, (double)s->p.top_p * total, sp->spare));
     if (s->p.min_p > 0.0f) /* the largest weight is 1 */
         n = apply_cut(sp, n, (tm_row_cut){s->p.min_p, n});
     return n;

@@ -49,6 +49,44 @@ static void test_exp(void **state)
     assert_true(tm_row_exp(NAN) == 0.0f);
 }
 
+#if defined(__x86_64__)
+#define TM_SAMPLE_AVX2
+#endif
+#include "engine/sample/row_ops.h"
+
+/* Every register width gives the same bits. */
+static void test_widths(void **state)
+{
+    (void)state;
+#ifdef TM_SAMPLE_AVX2
+    if (!__builtin_cpu_supports("avx2"))
+        skip();
+    rng r = {rng_seed("widths", 8)};
+    enum { N = 1000 };
+    float x[N], wa[N], wb[N], sa[N], sb[N], ma[N], mb[N];
+    for (int round = 0; round < 300; round++) {
+        int n = rng_between(&r, 1, N);
+        size_t bytes = (size_t)n * sizeof(*x);
+        size_t blocks = ((size_t)n + TM_ROW_BLOCK - 1) / TM_ROW_BLOCK * sizeof(*x);
+        for (int i = 0; i < n; i++)
+            x[i] = (float)(60.0 * rng_unit(&r) - 30.0);
+        x[rng_below(&r, n)] = round % 2 ? -INFINITY : NAN;
+        float max = tm_row_base.max(x, n);
+        assert_true(max == tm_row_avx2.max(x, n) || n == 1);
+        float scale = (float)(0.2 + 2.0 * rng_unit(&r));
+        double ta = tm_row_base.weights(x, n, max, scale, wa, sa, ma);
+        double tb = tm_row_avx2.weights(x, n, max, scale, wb, sb, mb);
+        assert_true(ta == tb);
+        assert_memory_equal(wa, wb, bytes);
+        assert_memory_equal(sa, sb, blocks);
+        assert_memory_equal(ma, mb, blocks);
+        assert_true(tm_row_base.sum_exp(x, n, max) == tm_row_avx2.sum_exp(x, n, max));
+    }
+#else
+    skip();
+#endif
+}
+
 static void test_argmax(void **state)
 {
     (void)state;
@@ -453,6 +491,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_widths),
         cmocka_unit_test(test_argmax),
         cmocka_unit_test(test_top),
         cmocka_unit_test(test_against_reference),
