@@ -6,6 +6,7 @@
 #define TM_TEXT_TEMPLATE_H
 
 #include <jansson.h>
+#include <time.h>
 
 #include "common/buf.h"
 #include "text/tokenizer.h"
@@ -26,7 +27,9 @@ typedef struct tm_render_args {
     const json_t *tools;    /* or NULL */
     const json_t *kwargs;   /* chat_template_kwargs or NULL */
     bool add_generation_prompt;
-    bool continue_final_message;
+    bool
+        continue_final_message; /* the text ends inside the last message; not with the prompt above */
+    const struct tm *now;       /* local time for templates that ask; NULL = the clock */
 } tm_render_args;
 
 typedef struct tm_rendered {

@@ -20,6 +20,7 @@ static const struct {
     {"added_tokens.json", (size_t)16 << 20},
     {"chat_template.jinja", (size_t)1 << 20},
     {"chat_template.json", (size_t)1 << 20},
+    {TM_TEXT_TOOLS_FILE, (size_t)1 << 20},
     {"vocab.json", (size_t)64 << 20},
     {"merges.txt", (size_t)64 << 20},
 };

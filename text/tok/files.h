@@ -5,6 +5,8 @@
 #include "text/tokenizer.h"
 
 #define TM_TEXT_FILES_MAX 16
+/* A second template, for conversations with tools. */
+#define TM_TEXT_TOOLS_FILE "additional_chat_templates/tool_use.jinja"
 
 typedef struct tm_text_files {
     tm_text_file v[TM_TEXT_FILES_MAX];

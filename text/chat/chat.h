@@ -1,0 +1,54 @@
+/* The inside of chat templates: one record for both kinds, Jinja text and formats of fixed strings.
+ *
+ * A format is what LMDeploy describes models with: a box around the text of each role. It has no conditions,
+ * so a row of a table (builtin.c) or a small JSON file (format.c) is a whole template. */
+#ifndef TM_TEXT_CHAT_CHAT_H
+#define TM_TEXT_CHAT_CHAT_H
+
+#include "text/jinja/jinja.h"
+#include "text/template.h"
+
+/* NULL members are empty, but for meta: NULL = no system part unless the conversation brings one. */
+typedef struct tm_chat_format {
+    const char *name;
+    const char *system, *meta, *eosys;
+    const char *user, *eoh;
+    const char *assistant, *eoa;
+    const char *separator; /* after eoa */
+    const char *tool, *eotool;
+    bool raw; /* the texts of the messages, nothing around them */
+} tm_chat_format;
+
+/* A named special token, a variable of Jinja templates. */
+typedef struct tm_chat_name {
+    char *name, *value;
+} tm_chat_name;
+
+struct tm_template {
+    tm_jinja *plain, *with_tools; /* Jinja; with_tools may be NULL */
+    const tm_chat_format *format; /* otherwise: static or `owned` */
+    json_t *owned;                /* the JSON file behind `made`: owns its strings */
+    tm_chat_format made;
+    char *prefix; /* what formats begin with: BOS and its like, as the tokenizer would add it */
+    size_t prefix_len;
+    tm_chat_name *names;
+    int name_count;
+};
+
+/* A row by its name; NULL = none. */
+const tm_chat_format *tm_chat_builtin_find(const char *name);
+/* "chatml, vicuna, ..." */
+void tm_chat_builtin_list(tm_buf *out);
+
+/* Reads LMDeploy's JSON form. Fields that are absent come from the row that model_name names. */
+tm_status tm_chat_format_read(tm_template *t, const char *data, size_t len, tm_err *err);
+tm_status tm_chat_format_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,
+                                tm_err *err);
+tm_status tm_chat_jinja_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,
+                               tm_err *err);
+
+/* The text of a message: a string, none, or parts of type text joined by newlines. false: something else.
+ * The text is put into `room` when it has to be made. */
+bool tm_chat_text(const json_t *content, tm_buf *room, const char **text, size_t *len);
+
+#endif
