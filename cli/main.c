@@ -6,6 +6,8 @@
 #include "common/buf.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "router/options.h"
+#include "worker/options.h"
 
 static int run_version(int argc, char **argv);
 static int run_options(int argc, char **argv);
@@ -20,8 +22,8 @@ static const tm_cmd COMMANDS[] = {
      &TM_SCORE_OPTIONS},
     {"bench", tm_cmd_bench, "measure the engine or a running server", &TM_BENCH_OPTIONS},
     {"worker", tm_cmd_worker, "start a worker group under mpirun (options of turbomesh-worker)",
-     NULL},
-    {"router", tm_cmd_router, "start a router (options of turbomesh-router)", NULL},
+     &TM_WORKER_OPTIONS},
+    {"router", tm_cmd_router, "start a router (options of turbomesh-router)", &TM_ROUTER_OPTIONS},
     {"options", run_options, "print the option reference as Markdown", NULL},
     {"free-port", tm_cmd_free_port, "print a free loopback port, the given one if possible", NULL},
     {"version", run_version, "print the version", NULL},

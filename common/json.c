@@ -69,7 +69,7 @@ tm_status tm_json_load_file(const char *path, size_t max_bytes, json_t **out, tm
     char *data;
     size_t len;
     TM_TRY(tm_file_read(path, max_bytes, &data, &len, err));
-    tm_status st = tm_json_parse(data, len, out, err);
+    tm_status st = tm_err_of_file(err, tm_json_parse(data, len, out, err));
     free(data);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", path);

@@ -26,7 +26,7 @@ static const status_row g_rows[] = {
     [TM_STATUS_BUSY] = {"busy", 429, 8, 1},
     [TM_STATUS_CANCELLED] = {"cancelled", 499, 1, 1},
     [TM_STATUS_TIMEOUT] = {"timeout", 408, 4, 1},
-    [TM_STATUS_UNSUPPORTED] = {"unsupported", 400, 12, 1},
+    [TM_STATUS_UNSUPPORTED] = {"unsupported", 400, 12, 78},
     [TM_STATUS_DENIED] = {"denied", 401, 16, 1},
     [TM_STATUS_UNAVAILABLE] = {"unavailable", 503, 14, 69},
     [TM_STATUS_CLOSED] = {"closed", 503, 14, 1},
@@ -84,6 +84,15 @@ void tm_err_prefix(tm_err *err, const char *fmt, ...)
     }
     msg[len] = '\0';
     memcpy(err->msg, msg, sizeof msg);
+}
+
+tm_status tm_err_of_file(tm_err *err, tm_status st)
+{
+    if (st != TM_STATUS_INVALID)
+        return st;
+    if (err)
+        err->status = TM_STATUS_DATA;
+    return TM_STATUS_DATA;
 }
 
 const char *tm_status_name(tm_status st)

@@ -65,6 +65,10 @@ tm_status tm_err_set(tm_err *err, tm_status st, const char *file, int line, cons
  * reading. No effect on NULL. */
 void tm_err_prefix(tm_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* The status of a parser's failure when what it read came from a file: INVALID (the asker's fault) becomes
+ * DATA (the file's). Changes *err alike; other statuses stay. */
+tm_status tm_err_of_file(tm_err *err, tm_status st);
+
 const char *tm_status_name(tm_status st); /* "invalid", "not_found", ... */
 int tm_status_http(tm_status st);         /* 400, 404, 413, 429, 499, 503, 500 ... */
 int tm_status_grpc(tm_status st);         /* grpc_status_code number */

@@ -78,7 +78,7 @@ static tm_status read_config(tm_model *m, tm_err *err)
         return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
                        dir);
     TM_TRY(tm_json_load_file(path, CONFIG_BYTES_MAX, &root, err));
-    tm_status st = tm_arch_read(&m->arch, root, err);
+    tm_status st = tm_err_of_file(err, tm_arch_read(&m->arch, root, err));
     if (st != TM_OK)
         tm_err_prefix(err, "%s", path);
     if (st == TM_OK) {

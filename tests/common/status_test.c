@@ -36,7 +36,7 @@ static void table_values(void **state)
         {TM_STATUS_INVALID, 400, 3, 2},       {TM_STATUS_NOT_FOUND, 404, 5, 78},
         {TM_STATUS_TOO_LARGE, 413, 8, 1},     {TM_STATUS_BUSY, 429, 8, 1},
         {TM_STATUS_CANCELLED, 499, 1, 1},     {TM_STATUS_TIMEOUT, 408, 4, 1},
-        {TM_STATUS_UNSUPPORTED, 400, 12, 1},  {TM_STATUS_DENIED, 401, 16, 1},
+        {TM_STATUS_UNSUPPORTED, 400, 12, 78}, {TM_STATUS_DENIED, 401, 16, 1},
         {TM_STATUS_UNAVAILABLE, 503, 14, 69}, {TM_STATUS_CLOSED, 503, 14, 1},
         {TM_STATUS_STALE, 503, 9, 1},         {TM_STATUS_CONFIG, 500, 13, 78},
         {TM_STATUS_DATA, 500, 13, 78},        {TM_STATUS_INTERNAL, 500, 13, 1},
@@ -54,6 +54,17 @@ static void table_values(void **state)
 static tm_status failing(tm_err *err)
 {
     return TM_FAIL(err, TM_STATUS_DATA, "bad %s: %d", "thing", 7);
+}
+
+static void a_bad_file_is_not_the_askers_fault(void **state)
+{
+    (void)state;
+    tm_err err = TM_ERR_INIT;
+    assert_int_equal(tm_err_of_file(&err, TM_FAIL(&err, TM_STATUS_INVALID, "x")), TM_STATUS_DATA);
+    assert_int_equal(err.status, TM_STATUS_DATA);
+    assert_int_equal(tm_err_of_file(&err, TM_FAIL(&err, TM_STATUS_IO, "x")), TM_STATUS_IO);
+    assert_int_equal(err.status, TM_STATUS_IO);
+    assert_int_equal(tm_err_of_file(NULL, TM_OK), TM_OK);
 }
 
 static void record_is_filled(void **state)
@@ -137,9 +148,13 @@ static void clocks_go_forward(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(table_is_complete), cmocka_unit_test(table_values),
-        cmocka_unit_test(record_is_filled),  cmocka_unit_test(long_texts_are_cut),
-        cmocka_unit_test(macros_pass_on),    cmocka_unit_test(clocks_go_forward),
+        cmocka_unit_test(table_is_complete),
+        cmocka_unit_test(table_values),
+        cmocka_unit_test(a_bad_file_is_not_the_askers_fault),
+        cmocka_unit_test(record_is_filled),
+        cmocka_unit_test(long_texts_are_cut),
+        cmocka_unit_test(macros_pass_on),
+        cmocka_unit_test(clocks_go_forward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

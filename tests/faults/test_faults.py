@@ -33,14 +33,6 @@ def stream_tokens(c, body, on_token=None):
     raise AssertionError("the stream ended without [DONE]")
 
 
-def serving_group(c):
-    """The group with a running sequence."""
-    for g in (c.get_json("/health", any_status=True) or {}).get("groups", []):
-        if g.get("in_flight", 0) > 0:
-            return g["group"].rsplit("-", 1)[1]
-    return None
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_kill_a_rank_mid_stream(rank):
     with Cluster() as c:
@@ -50,7 +42,7 @@ def test_kill_a_rank_mid_stream(rank):
 
         def kill_once(n):
             if n >= 20 and not killed:
-                name = serving_group(c)
+                name = c.serving_group()
                 assert name, "no group reports the stream"
                 pids = sorted(c.ranks(name))
                 os.kill(pids[rank], signal.SIGKILL)
@@ -118,7 +110,7 @@ def test_client_gone_frees_the_engine():
             s.settimeout(10)
             s.recv(rng.randrange(1, 4096))
             s.close()
-        wait_until("no sequence in flight", lambda: serving_group(c) is None, 10)
+        wait_until("no sequence in flight", lambda: c.serving_group() is None, 10)
 
 
 @pytest.mark.parametrize("who", ["router", "group"])
@@ -135,7 +127,7 @@ def test_sigterm_under_load_breaks_no_stream(who):
         threads = [threading.Thread(target=one, args=(i,)) for i in range(20)]
         for t in threads:
             t.start()
-        wait_until("streams run", lambda: serving_group(c), 10)
+        wait_until("streams run", lambda: c.serving_group(), 10)
         time.sleep(0.2)
         victim = c.router if who == "router" else c.groups["a"]
         victim.p.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ import glob
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.environ.get("TM_BIN", os.path.join(ROOT, "build", "bin"))
 MODEL = os.path.join(ROOT, "models", "demo-20m")
+STATE_READY = 3  # of the metric turbomesh_group_state
 SLOW = float(os.environ.get("TM_TIME_SCALE", "1"))  # sanitizer builds stretch every deadline
 
 
@@ -135,9 +137,22 @@ class Cluster:
         """Process ids of a group's ranks."""
         return [p for p, cmd in processes(["turbomesh-worker", f"{self.tag}-{name}"]) if "mpirun" not in cmd.split()[0]]
 
+    def metric(self, name):
+        """{labels as written: value} of one metric of the router; empty while it does not answer."""
+        text = self.get_text("/metrics")
+        rows = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.M)
+        return {labels: float(value) for labels, value in rows}
+
+    def group_metric(self, name):
+        return {labels.split('"')[1]: v for labels, v in self.metric(name).items()}
+
     def ready_groups(self):
-        h = self.get_json("/health", any_status=True) or {}
-        return [g["group"] for g in h.get("groups", []) if g.get("state") == "ready"]
+        return [g for g, state in self.group_metric("turbomesh_group_state").items() if state == STATE_READY]
+
+    def serving_group(self):
+        """The short name of a group that has a generation of the router, or None."""
+        busy = [g for g, n in self.group_metric("turbomesh_group_in_flight").items() if n > 0]
+        return busy[0].removeprefix(f"{self.tag}-") if busy else None
 
     def wait_groups(self, n, timeout=90):
         wait_until(f"{n} ready groups", lambda: len(self.ready_groups()) == n, timeout)
@@ -146,14 +161,21 @@ class Cluster:
     def connect(self, timeout=120):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout * SLOW)
 
-    def get_json(self, path, port=None, any_status=False):
+    def get_text(self, path, port=None, any_status=False):
+        """The body, or an empty string when there is no answer or it is not 200."""
         try:
             c = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=5)
             c.request("GET", path)
             r = c.getresponse()
-            body = r.read()
-            return json.loads(body) if any_status or r.status == 200 else None
-        except (OSError, http.client.HTTPException, ValueError):
+            body = r.read().decode()
+            return body if any_status or r.status == 200 else ""
+        except (OSError, http.client.HTTPException):
+            return ""
+
+    def get_json(self, path, port=None, any_status=False):
+        try:
+            return json.loads(self.get_text(path, port, any_status))
+        except ValueError:
             return None
 
     def post(self, path, body, headers=None):

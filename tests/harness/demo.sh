@@ -58,11 +58,15 @@ wait_for() { # what pid-name command...
             exit 1
         fi
         [ $(($(date +%s) - T0)) -gt 120 ] && { printf '\n%s did not get ready in 120 s\n' "$what" >&2; tail -n 30 "$DIR/$name.log" >&2; exit 1; }
-        printf '\r  waiting for %-28s %3ss ' "$what" $(($(date +%s) - T0)) >&2
+        [ -t 2 ] && printf '\r  waiting for %-28s %3ss ' "$what" $(($(date +%s) - T0)) >&2
         sleep 0.1
     done
-    printf '\r  ready: %-36s\n' "$what" >&2
+    [ -t 2 ] && printf '\r' >&2
+    printf '  ready: %-40s\n' "$what" >&2
 }
+
+# State 3 of the metric is "ready" (its HELP line lists them).
+group_ready() { curl -sf "$URL/metrics" | grep -q "^turbomesh_group_state{group=\"$1\"} 3"; }
 
 ETCD_PORT=$(free_port 2379)
 PEER_PORT=$(free_port 2380)
@@ -82,7 +86,7 @@ for g in a b; do
 done
 start router "$BIN/turbomesh-router" --etcd "$ETCD" --port "$HTTP_PORT"
 for g in a b; do
-    wait_for "group demo-$g (2 ranks)" "group_$g" sh -c "curl -sf '$URL/health' | grep -q '\"demo-$g\"'"
+    wait_for "group demo-$g (2 ranks)" "group_$g" group_ready "demo-$g"
 done
 wait_for "router on $HTTP_PORT" router curl -sf "$URL/readyz"
 
