@@ -44,9 +44,14 @@ static int run_options(int argc, char **argv)
     (void)argv;
     tm_buf b;
     tm_buf_init(&b, 0);
-    for (size_t i = 0; i < TM_ARRAY_LEN(COMMANDS); i++)
-        if (COMMANDS[i].options)
-            tm_opt_markdown(COMMANDS[i].options, &b);
+    tm_buf_puts(&b, "# Options\n\nWritten by `turbomesh options` from the option tables; a flag beats its "
+                    "environment variable, that beats the default.\n");
+    for (size_t i = 0; i < TM_ARRAY_LEN(COMMANDS); i++) {
+        if (!COMMANDS[i].options)
+            continue;
+        tm_buf_puts(&b, "\n");
+        tm_opt_markdown(COMMANDS[i].options, &b);
+    }
     bool ok = !b.failed && fwrite(b.data, 1, b.len, stdout) == b.len;
     tm_buf_deinit(&b);
     return ok ? 0 : 1;

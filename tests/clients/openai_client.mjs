@@ -62,8 +62,14 @@ await test("logprobs, n, stop, seed", async () => {
 });
 
 await test("completions: lists, ids, echo", async () => {
-  const r = await client.completions.create({ model, prompt: ["The sea", [1, 320, 201]], max_tokens: 4, temperature: 0, n: 1 });
-  assert.deepEqual(r.choices.map((c) => c.index).sort(), [0, 1]);
+  const prompts = [["The sea", "A king"], [[1, 320, 201], [17, 18]]];
+  for (const prompt of prompts) {
+    const r = await client.completions.create({ model, prompt, max_tokens: 4, temperature: 0, n: 2 });
+    assert.deepEqual(r.choices.map((c) => c.index).sort(), [0, 1, 2, 3]);
+    assert.equal(r.choices[0].text, r.choices[1].text);
+  }
+  const ids = await client.completions.create({ model, prompt: [1, 320, 201], max_tokens: 4, temperature: 0 });
+  assert.equal(ids.usage.prompt_tokens, 3);
   const e = await client.completions.create({ model, prompt: "The sea", max_tokens: 4, temperature: 0, echo: true, logprobs: 2 });
   assert.ok(e.choices[0].text.startsWith("The sea"));
   assert.equal(e.choices[0].logprobs.token_logprobs[0], null);
