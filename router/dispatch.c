@@ -254,3 +254,13 @@ void tm_dispatch_describe(const tm_dispatch *d, tm_buf *json)
 {
     tm_pool_describe(d->pool, json);
 }
+
+void tm_dispatch_describe_groups(const tm_dispatch *d, tm_jw *w, bool addresses)
+{
+    tm_pool_describe_groups(d->pool, w, addresses);
+}
+
+int tm_dispatch_waiting(const tm_dispatch *d)
+{
+    return tm_pool_waiting(d->pool);
+}

@@ -11,6 +11,7 @@
 #ifndef TM_ROUTER_DISPATCH_H
 #define TM_ROUTER_DISPATCH_H
 
+#include "common/json.h"
 #include "common/metrics.h"
 #include "common/sampling.h"
 #include "common/status.h"
@@ -114,5 +115,10 @@ int tm_dispatch_active(const tm_dispatch *d);         /* generations not yet end
 bool tm_dispatch_members_stale(const tm_dispatch *d); /* etcd is away: last known members in use */
 /* Group table as JSON for /health details and the tests. */
 void tm_dispatch_describe(const tm_dispatch *d, tm_buf *json);
+/* The array of groups alone, as a value: {name, address, state, epoch, listed, model, in_flight, capacity} and,
+ * once a group has reported, {running, waiting, waiting_tokens, prefill_tps, step_ms, kv_use}. state is "down",
+ * "connecting", "starting", "ready", "suspect" or "draining". */
+void tm_dispatch_describe_groups(const tm_dispatch *d, tm_jw *w, bool addresses);
+int tm_dispatch_waiting(const tm_dispatch *d); /* of the active ones: in the router's queue */
 
 #endif

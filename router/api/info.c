@@ -59,6 +59,11 @@ void tm_api_handle_model(tm_api_call *c)
     tm_api_reply(c, 200);
 }
 
+/* The three probes have one body:
+ *   {"status": "healthy" | "loading" | "unhealthy" | "draining" | "alive", "groups_ready": 2, "models": 1,
+ *    "members_stale": false, "active": 7, "waiting": 0, "groups": [{"name": ..., "state": ...}, ...]}
+ * groups is described in router/dispatch.h. The probes need no key, so the groups' addresses are left out once
+ * keys are in use; /nodes/status has them. */
 static void put_status(tm_api_call *c, int http, const char *status)
 {
     const tm_dispatch *d = c->api->opts.dispatch;
@@ -69,6 +74,10 @@ static void put_status(tm_api_call *c, int http, const char *status)
     tm_jw_kint(&w, "groups_ready", tm_dispatch_groups_ready(d, NULL));
     tm_jw_kint(&w, "models", tm_dispatch_served_count(d));
     tm_jw_kbool(&w, "members_stale", tm_dispatch_members_stale(d));
+    tm_jw_kint(&w, "active", tm_dispatch_active(d));
+    tm_jw_kint(&w, "waiting", tm_dispatch_waiting(d));
+    tm_jw_key(&w, "groups");
+    tm_dispatch_describe_groups(d, &w, !tm_keys_required(c->api->opts.keys));
     tm_jw_obj_end(&w);
     tm_api_reply(c, http);
 }

@@ -85,11 +85,12 @@ int tm_pool_in_flight(const tm_pool *p)
     return n;
 }
 
-static void describe_group(tm_jw *w, const tm_group *g)
+static void describe_group(tm_jw *w, const tm_group *g, bool addresses)
 {
     tm_jw_obj(w);
     tm_jw_kstr(w, "name", g->label);
-    tm_jw_kstr(w, "address", g->member.address);
+    if (addresses)
+        tm_jw_kstr(w, "address", g->member.address);
     tm_jw_kstr(w, "state", tm_group_state_name(tm_group_state_of(g)));
     tm_jw_kint(w, "epoch", (int64_t)g->epoch);
     tm_jw_kbool(w, "listed", g->listed);
@@ -120,6 +121,15 @@ static void describe_model(tm_jw *w, const tm_model *m)
     tm_jw_obj_end(w);
 }
 
+void tm_pool_describe_groups(const tm_pool *p, tm_jw *w, bool addresses)
+{
+    tm_jw_arr(w);
+    for (int i = 0; i < p->group_cap; i++)
+        if (p->groups[i] != NULL)
+            describe_group(w, p->groups[i], addresses);
+    tm_jw_arr_end(w);
+}
+
 void tm_pool_describe(const tm_pool *p, tm_buf *json)
 {
     tm_jw w;
@@ -135,10 +145,6 @@ void tm_pool_describe(const tm_pool *p, tm_buf *json)
         describe_model(&w, p->models[i]);
     tm_jw_arr_end(&w);
     tm_jw_key(&w, "groups");
-    tm_jw_arr(&w);
-    for (int i = 0; i < p->group_cap; i++)
-        if (p->groups[i] != NULL)
-            describe_group(&w, p->groups[i]);
-    tm_jw_arr_end(&w);
+    tm_pool_describe_groups(p, &w, true);
     tm_jw_obj_end(&w);
 }

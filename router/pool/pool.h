@@ -42,6 +42,7 @@ int tm_pool_waiting(const tm_pool *p);
 /* Sum over the groups; equals what is active and not waiting. */
 int tm_pool_in_flight(const tm_pool *p);
 void tm_pool_describe(const tm_pool *p, tm_buf *json);
+void tm_pool_describe_groups(const tm_pool *p, tm_jw *w, bool addresses);
 
 /* Events, each on the loop thread. */
 void tm_pool_on_members(tm_pool *p, const tm_member_list *list);

@@ -210,6 +210,27 @@ bool tm_dispatch_members_stale(const tm_dispatch *d)
     return false;
 }
 
+int tm_dispatch_waiting(const tm_dispatch *d)
+{
+    (void)d;
+    return 0;
+}
+
+void tm_dispatch_describe_groups(const tm_dispatch *d, tm_jw *w, bool addresses)
+{
+    (void)d;
+    tm_jw_arr(w);
+    for (int i = 0; i < fake.groups_ready; i++) {
+        tm_jw_obj(w);
+        tm_jw_kstr(w, "name", "group-a");
+        if (addresses)
+            tm_jw_kstr(w, "address", "127.0.0.1:1");
+        tm_jw_kstr(w, "state", "ready");
+        tm_jw_obj_end(w);
+    }
+    tm_jw_arr_end(w);
+}
+
 void tm_dispatch_describe(const tm_dispatch *d, tm_buf *json)
 {
     (void)d;
