@@ -164,3 +164,11 @@ void tm_served_release(tm_served *s)
     if (s && --s->refs == 0)
         destroy(s);
 }
+
+bool tm_served_stops_at(const tm_served *s, int32_t token)
+{
+    for (int i = 0; i < s->stop_count; i++)
+        if (s->stop_ids[i] == token)
+            return true;
+    return false;
+}

@@ -30,5 +30,6 @@ tm_status tm_served_create(tm_served **out, const char *name, const char *digest
                            tm_err *err);
 tm_served *tm_served_acquire(tm_served *s);
 void tm_served_release(tm_served *s);
+bool tm_served_stops_at(const tm_served *s, int32_t token); /* one of the model's own stop ids */
 
 #endif

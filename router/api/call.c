@@ -16,24 +16,14 @@
 
 /* ---- request id ---- */
 
-static bool id_char(char c)
-{
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
-           c == '_' || c == '-';
-}
-
 /* The client's id if it is harmless in logs and headers, else one of ours. */
 static void choose_id(tm_api_call *c)
 {
     const char *given = tm_http_req_header(c->http, "x-request-id");
-    size_t len = given ? strlen(given) : 0;
-    bool ok = len > 0 && len < sizeof c->request_id;
-    for (size_t i = 0; ok && i < len; i++)
-        ok = id_char(given[i]);
-    if (ok)
-        memcpy(c->request_id, given, len + 1);
+    if (tm_observe_id_ok(given))
+        snprintf(c->seen.request_id, sizeof c->seen.request_id, "%s", given);
     else
-        snprintf(c->request_id, sizeof c->request_id, "req-%s%012llx", c->api->salt,
+        snprintf(c->seen.request_id, sizeof c->seen.request_id, "req-%s%012llx", c->api->salt,
                  (unsigned long long)++c->api->ids);
 }
 
@@ -44,7 +34,7 @@ void tm_api_headers(tm_api_call *c)
     char ms[32];
     int64_t ns = tm_clock_ns() - tm_http_req_start_ns(c->http);
     snprintf(ms, sizeof ms, "%lld", (long long)(ns / NS_PER_MS));
-    tm_http_set_header(c->http, "x-request-id", c->request_id);
+    tm_http_set_header(c->http, "x-request-id", c->seen.request_id);
     tm_http_set_header(c->http, "openai-processing-ms", ms);
     tm_http_set_header(c->http, "openai-version", "2020-10-01");
 }
@@ -66,7 +56,7 @@ void tm_api_reply_error(tm_api_call *c, const tm_api_error *e)
 {
     const tm_api_code_row *row = tm_api_code_get(e->code);
     tm_buf *out = &c->api->out;
-    c->error = row->code ? row->code : row->type;
+    c->seen.error = row->code ? row->code : row->type;
     if (row->http == 429 || row->http == 503) {
         int64_t ms = e->retry_after_ms > 0 ? e->retry_after_ms : RETRY_DEFAULT_MS;
         char text[32];
@@ -98,13 +88,7 @@ void tm_api_on_error_body(void *user, int http_status, tm_buf *out)
 static const char *shown_key(const tm_http_req *req, size_t *len)
 {
     const char *v = tm_http_req_header(req, "authorization");
-    if (v) {
-        if (strncasecmp(v, "bearer ", 7) != 0)
-            return NULL;
-        v += 7 + strspn(v + 7, " ");
-    } else {
-        v = tm_http_req_header(req, "x-api-key");
-    }
+    v = v ? tm_keys_bearer(v) : tm_http_req_header(req, "x-api-key");
     *len = v ? strlen(v) : 0;
     return *len > 0 ? v : NULL;
 }
@@ -164,7 +148,7 @@ static bool enter_limit(tm_api_call *c, tm_api_error *e)
         c->limited = true;
         return true;
     }
-    tm_api_observe_shed(c->api, v == TM_LIMIT_RATE ? "key_rate" : "key_concurrency");
+    tm_observe_shed(c->api->opts.metrics, v == TM_LIMIT_RATE ? "key_rate" : "key_concurrency");
     tm_api_fail(e, TM_API_RATE_LIMIT, NULL,
                 v == TM_LIMIT_RATE ? "The key's request rate is reached, try again later."
                                    : "Too many requests of this key are open, try again later.");
@@ -192,6 +176,7 @@ bool tm_api_on_authorise(void *user, tm_http_req *req, const tm_http_route *rout
     c->api = a;
     c->http = req;
     c->route = tm_api_route_of(route);
+    c->seen.start_ns = tm_http_req_start_ns(req);
     choose_id(c);
     tm_http_req_set_user(req, c, NULL);
     tm_api_error e;
@@ -223,7 +208,7 @@ static void on_gone(void *user, tm_http_req *req)
 {
     (void)req;
     tm_api_call *c = user;
-    c->finish = "gone";
+    c->seen.finish = "gone";
     if (c->prep)
         c->prep->user = NULL;
     c->prep = NULL;
@@ -253,7 +238,13 @@ void tm_api_on_done(void *user, tm_http_req *req)
     tm_api_call *c = tm_http_req_user(req);
     if (!c)
         return; /* refused before it had a route */
-    tm_api_observe_done(c, req);
+    const tm_observe_end end = {.route = c->route->label,
+                                .key = c->owner ? c->owner->name : NULL,
+                                .status = tm_http_req_status(req),
+                                .generated = c->job != NULL,
+                                .gone = c->http == NULL,
+                                .quiet = c->route->quiet};
+    tm_observe_done(c->api->opts.metrics, &c->seen, &end);
     if (c->job)
         tm_api_job_destroy(c->job);
     if (c->limited)

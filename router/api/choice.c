@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/check.h"
-#include "common/clock.h"
+#include "router/api/args.h"
 #include "router/api/internal.h"
 
 static void choice_event(tm_api_choice *ch)
@@ -32,10 +32,7 @@ static bool is_stop_id(const tm_api_job *j, int32_t token)
             return true;
     if (j->ignore_eos)
         return false;
-    for (int i = 0; i < j->served->stop_count; i++)
-        if (j->served->stop_ids[i] == token)
-            return true;
-    return false;
+    return tm_served_stops_at(j->served, token);
 }
 
 /* Special tokens that are skipped write nothing, so they have no record either. */
@@ -180,15 +177,15 @@ static void on_admitted(void *user, int32_t prompt_tokens, int32_t cached_tokens
     (void)prompt_tokens;
     tm_api_choice *ch = user;
     tm_api_call *c = ch->job->call;
-    snprintf(c->group, sizeof c->group, "%s", tm_gen_group(ch->gen));
+    snprintf(c->seen.group, sizeof c->seen.group, "%s", tm_gen_group(ch->gen));
     if (ch->admitted) {
-        c->moves++;
+        c->seen.moves++;
         return;
     }
     ch->admitted = true;
     /* The prompt counts once, however many answers it has. */
     if (ch->index % ch->job->n == 0)
-        c->cached_tokens += cached_tokens;
+        c->seen.cached_tokens += cached_tokens;
     if (ch->job->logprobs < 0)
         put_echo(ch);
     choice_event(ch);
@@ -203,7 +200,8 @@ static void on_tokens(void *user, int32_t first_pos, const tm_gen_token *tokens,
     for (int i = 0; i < count && !ch->finished; i++)
         if (add_token(ch, &tokens[i]))
             finish(ch, "stop");
-    tm_api_observe_tokens(ch->job->call, ch->generated - before, tm_clock_ns());
+    tm_api_call *c = ch->job->call;
+    tm_observe_tokens(c->api->opts.metrics, &c->seen, ch->generated - before);
     choice_event(ch);
 }
 
@@ -228,21 +226,10 @@ static void on_end(void *user, tm_gen_finish how)
 
 static void on_error(void *user, tm_gen_error error, int64_t retry_after_ms)
 {
-    static const tm_api_code codes[] = {
-        [TM_GEN_ERR_INVALID] = TM_API_INVALID_VALUE, [TM_GEN_ERR_TOO_LONG] = TM_API_CONTEXT_LENGTH,
-        [TM_GEN_ERR_BUSY] = TM_API_QUEUE_FULL,       [TM_GEN_ERR_NO_WORKER] = TM_API_NO_WORKER,
-        [TM_GEN_ERR_POISON] = TM_API_POISON,         [TM_GEN_ERR_TIMEOUT] = TM_API_TIMEOUT,
-        [TM_GEN_ERR_INTERNAL] = TM_API_INTERNAL,
-    };
     tm_api_choice *ch = user;
     tm_api_error e;
     ch->gen = NULL;
-    tm_api_code code = (size_t)error < TM_ARRAY_LEN(codes) ? codes[error] : TM_API_INTERNAL;
-    tm_api_fail(&e, code, NULL,
-                code == TM_API_INVALID_VALUE ? "The worker refused the request." : NULL);
-    e.retry_after_ms = retry_after_ms;
-    if (code == TM_API_QUEUE_FULL || code == TM_API_NO_WORKER)
-        tm_api_observe_shed(ch->job->call->api, tm_api_code_get(code)->code);
+    tm_api_fail_gen(&e, ch->job->call->api->opts.metrics, error, retry_after_ms);
     tm_api_job_fail(ch->job, &e);
 }
 

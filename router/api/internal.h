@@ -13,6 +13,7 @@
 #include "router/api/api.h"
 #include "router/api/error.h"
 #include "router/api/prep.h"
+#include "router/observe.h"
 
 typedef struct tm_api_call tm_api_call;
 typedef struct tm_api_job tm_api_job;
@@ -99,16 +100,10 @@ struct tm_api_call {
     tm_http_req *http; /* NULL when the client has left */
     const tm_api_route *route;
     tm_key_owner *owner;
-    bool limited; /* counted in the owner's limit */
-    char request_id[129];
+    bool limited;  /* counted in the owner's limit */
     tm_prep *prep; /* being worked on */
     tm_api_job *job;
-    /* for the log line and the metrics */
-    char model[128], group[64], user[65];
-    int64_t prompt_tokens, cached_tokens, output_tokens;
-    int64_t first_token_ns, last_token_ns;
-    int moves;
-    const char *finish, *error;
+    tm_observed seen;
 };
 
 struct tm_api {
@@ -186,11 +181,5 @@ size_t tm_api_lp_due(const tm_api_choice *ch, bool all);
 /* The object after "logprobs":, for the first `count` records. */
 void tm_api_lp_put(tm_jw *w, const tm_api_choice *ch, size_t count);
 void tm_api_lp_consume(tm_api_choice *ch, size_t count);
-
-/* ---- observe.c: metrics and the log line ---- */
-void tm_api_observe_start(tm_api_call *c);
-void tm_api_observe_tokens(tm_api_call *c, int count, int64_t now_ns);
-void tm_api_observe_done(tm_api_call *c, tm_http_req *req);
-void tm_api_observe_shed(tm_api *a, const char *reason);
 
 #endif

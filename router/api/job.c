@@ -5,7 +5,7 @@
 
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/hash.h"
+#include "router/api/args.h"
 #include "router/api/internal.h"
 
 /* ---- reading ---- */
@@ -50,11 +50,11 @@ static void finish_prep(tm_prep *p)
 static bool submit(tm_api_call *c, tm_prep *p, tm_api_error *e)
 {
     tm_served *served;
-    snprintf(c->user, sizeof c->user, "%s", p->params.user ? p->params.user : "");
+    snprintf(c->seen.user, sizeof c->seen.user, "%s", p->params.user ? p->params.user : "");
     if (!tm_api_find_model(c->api, p->params.model, &served, e))
         return false;
     p->served = tm_served_acquire(served);
-    snprintf(c->model, sizeof c->model, "%s", served->name);
+    snprintf(c->seen.model, sizeof c->seen.model, "%s", served->name);
     p->user = c;
     p->done = finish_prep;
     if (tm_prep_weight(p) <= c->api->opts.text_inline_bytes) {
@@ -63,7 +63,7 @@ static bool submit(tm_api_call *c, tm_prep *p, tm_api_error *e)
         return true;
     }
     if (!tm_prep_pool_submit(c->api->pool, p)) {
-        tm_api_observe_shed(c->api, "text_queue");
+        tm_observe_shed(c->api->opts.metrics, "text_queue");
         return tm_api_fail(e, TM_API_OVERLOADED, NULL, NULL);
     }
     c->prep = p;
@@ -162,12 +162,7 @@ static bool start_choice(tm_api_choice *ch, const tm_api_params *params, tm_gen_
                                  .include_stop = j->include_stop};
     if (tm_detok_create(&ch->detok, j->served->tokenizer, &detok, NULL) != TM_OK)
         return tm_api_fail(e, TM_API_INTERNAL, NULL, NULL);
-    int64_t room = (int64_t)j->served->max_context - (int64_t)prompt->len;
-    int64_t want =
-        params->max_completion_tokens >= 0 ? params->max_completion_tokens : params->max_tokens;
-    if (want < 0) /* the old API's default is 16 */
-        want = j->chat ? room : 16;
-    args->max_tokens = (int32_t)TM_MIN(room, want);
+    args->max_tokens = tm_api_max_tokens(params, j->served, j->chat, prompt->len);
     args->prompt = prompt->ids;
     args->prompt_len = prompt->len;
     args->sampling.choice = (uint32_t)(ch->index % j->n);
@@ -177,36 +172,18 @@ static bool start_choice(tm_api_choice *ch, const tm_api_params *params, tm_gen_
     if (st == TM_OK)
         return true;
     ch->gen = NULL;
-    tm_api_code code = st == TM_STATUS_BUSY          ? TM_API_QUEUE_FULL
-                       : st == TM_STATUS_UNAVAILABLE ? TM_API_NO_WORKER
-                                                     : TM_API_INTERNAL;
-    if (code != TM_API_INTERNAL)
-        tm_api_observe_shed(j->call->api, tm_api_code_get(code)->code);
-    tm_api_fail(e, code, NULL, NULL);
-    e->retry_after_ms = retry_ms;
+    tm_api_fail_start(e, j->call->api->opts.metrics, st, retry_ms);
     return false;
 }
 
 static bool start_all(tm_api_job *j, const tm_api_params *params, tm_api_error *e)
 {
     tm_logit_bias bias[TM_API_BIAS_MAX];
-    const char *affinity = params->session[0]         ? params->session
-                           : params->prompt_cache_key ? params->prompt_cache_key
-                                                      : params->user;
-    tm_gen_args args = {.served = j->served,
-                        .stop_ids = j->stop_ids,
-                        .stop_count = (size_t)j->stop_id_count,
-                        .session = affinity && *affinity ? affinity : NULL,
-                        .request_id = j->call->request_id,
-                        .priority = (int32_t)params->priority};
-    if (!tm_api_params_sampling(params, j->served, bias, &args.sampling, e))
+    tm_gen_args args;
+    if (!tm_api_gen_args(params, j->served, &j->call->api->opts.limits, bias, &args, e))
         return false;
+    args.request_id = j->call->seen.request_id;
     j->logprobs = args.sampling.logprobs;
-    if (params->cache_salt)
-        args.cache_salt = tm_hash64(params->cache_salt, strlen(params->cache_salt), 0);
-    if (params->timeout_s > 0)
-        args.deadline_ms = TM_MIN((int64_t)(params->timeout_s * 1000) + 1,
-                                  j->call->api->opts.limits.timeout_max_ms);
     for (int i = 0; i < j->choice_count; i++)
         if (!start_choice(&j->choices[i], params, &args, e))
             return false;
@@ -242,14 +219,14 @@ void tm_api_job_start(tm_api_call *c, tm_prep *p)
     c->job = j;
     c->api->active++;
     for (int i = 0; i < j->prompt_count; i++)
-        c->prompt_tokens += (int64_t)j->prompts[i].len;
+        c->seen.prompt_tokens += (int64_t)j->prompts[i].len;
     if (!start_all(j, &p->params, &e)) {
         tm_api_job_fail(j, &e);
         return;
     }
     if (!j->echo && !j->return_ids)
         free_prompts(j);
-    tm_api_observe_start(c);
+    tm_observe_start(c->api->opts.metrics, &c->seen);
 }
 
 /* ---- ending ---- */
@@ -259,8 +236,8 @@ void tm_api_job_end(tm_api_job *j)
     if (j->over)
         return;
     j->over = true;
-    if (!j->call->finish)
-        j->call->finish = j->choices[0].finish;
+    if (!j->call->seen.finish)
+        j->call->seen.finish = j->choices[0].finish;
     if (j->begun)
         TAILQ_REMOVE(&j->call->api->streams, j, link);
     for (int i = 0; i < j->choice_count; i++) {
@@ -275,7 +252,7 @@ void tm_api_job_fail(tm_api_job *j, const tm_api_error *e)
 {
     if (j->over)
         return;
-    j->call->finish = "error";
+    j->call->seen.finish = "error";
     tm_api_job_end(j);
     if (j->begun)
         tm_api_stream_fail(j, e);

@@ -18,7 +18,7 @@ void tm_api_put_ids(tm_jw *w, const char *key, const int32_t *ids, size_t count)
 
 void tm_api_put_usage(tm_jw *w, const tm_api_job *j)
 {
-    int64_t prompt = j->call->prompt_tokens, output = 0;
+    int64_t prompt = j->call->seen.prompt_tokens, output = 0;
     for (int i = 0; i < j->choice_count; i++)
         output += j->choices[i].generated;
     tm_jw_obj(w);
@@ -27,7 +27,7 @@ void tm_api_put_usage(tm_jw *w, const tm_api_job *j)
     tm_jw_kint(w, "total_tokens", prompt + output);
     tm_jw_key(w, "prompt_tokens_details");
     tm_jw_obj(w);
-    tm_jw_kint(w, "cached_tokens", j->call->cached_tokens);
+    tm_jw_kint(w, "cached_tokens", j->call->seen.cached_tokens);
     tm_jw_obj_end(w);
     tm_jw_key(w, "completion_tokens_details");
     tm_jw_obj(w);

@@ -170,7 +170,7 @@ void tm_api_stream_fail(tm_api_job *j, const tm_api_error *e)
     tm_api_call *c = j->call;
     tm_buf *out = &c->api->out;
     const char *code = tm_api_code_get(e->code)->code;
-    c->error = code ? code : "error";
+    c->seen.error = code ? code : "error";
     tm_buf_clear(out);
     LITERAL(out, "data: ");
     tm_api_error_body(e, out);

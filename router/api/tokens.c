@@ -32,7 +32,7 @@ static bool find_served(tm_api_call *c, const json_t *root, tm_served **out, tm_
         return tm_api_fail_type(e, "model", "a string", model);
     if (!tm_api_find_model(c->api, model ? json_string_value(model) : NULL, out, e))
         return false;
-    snprintf(c->model, sizeof c->model, "%s", (*out)->name);
+    snprintf(c->seen.model, sizeof c->seen.model, "%s", (*out)->name);
     return true;
 }
 

@@ -212,7 +212,8 @@ void tm_pcall_abort(tm_pcall *c, tm_status st, const char *message)
 static bool post(tm_pcall *c, note_kind kind, ProtobufCMessage *m, size_t bytes)
 {
     call_note *n = calloc(1, sizeof(*n));
-    TM_ASSERT(n != NULL || m != NULL); /* an end that is not told would leave the generation running */
+    TM_ASSERT(n != NULL ||
+              m != NULL); /* an end that is not told would leave the generation running */
     if (n == NULL)
         return false;
     n->kind = kind;

@@ -30,7 +30,8 @@ typedef struct tm_pmethod {
     bool open;      /* no access check */
     bool generates; /* counts as active, refused while draining */
     bool many;      /* the client may send several messages */
-    void (*handle)(tm_pcall *c, ProtobufCMessage **m); /* loop thread; may take *m and set it NULL */
+    void (*handle)(tm_pcall *c,
+                   ProtobufCMessage **m); /* loop thread; may take *m and set it NULL */
 } tm_pmethod;
 
 struct tm_pcall {

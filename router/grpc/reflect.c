@@ -13,26 +13,26 @@
 typedef Grpc__Reflection__V1__ServerReflectionRequest reflect_request;
 typedef Grpc__Reflection__V1__ServerReflectionResponse reflect_response;
 
-#define NAME_MAX_BYTES  256
-#define SERVICES_MAX    16
-#define NOT_FOUND_CODE  5
-#define UNIMPLEMENTED   12
-#define WIRE_VARINT     0
-#define WIRE_FIXED64    1
-#define WIRE_BYTES      2
-#define WIRE_FIXED32    5
+#define NAME_MAX_BYTES 256
+#define SERVICES_MAX   16
+#define NOT_FOUND_CODE 5
+#define UNIMPLEMENTED  12
+#define WIRE_VARINT    0
+#define WIRE_FIXED64   1
+#define WIRE_BYTES     2
+#define WIRE_FIXED32   5
 /* Field numbers of descriptor.proto. */
-#define SET_FILE        1
-#define FILE_NAME       1
-#define FILE_PACKAGE    2
-#define FILE_MESSAGE    4
-#define FILE_ENUM       5
-#define FILE_SERVICE    6
-#define ANY_NAME        1
-#define ANY_PARTS       2 /* fields of a message, values of an enum, methods of a service */
-#define MESSAGE_NESTED  3
-#define MESSAGE_ENUM    4
-#define DEPTH_MAX       8
+#define SET_FILE       1
+#define FILE_NAME      1
+#define FILE_PACKAGE   2
+#define FILE_MESSAGE   4
+#define FILE_ENUM      5
+#define FILE_SERVICE   6
+#define ANY_NAME       1
+#define ANY_PARTS      2 /* fields of a message, values of an enum, methods of a service */
+#define MESSAGE_NESTED 3
+#define MESSAGE_ENUM   4
+#define DEPTH_MAX      8
 
 typedef struct span {
     const unsigned char *at, *end;

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "common/check.h"
 #include "common/file.h"
@@ -220,4 +221,13 @@ tm_key_owner *tm_keys_find(tm_keys *k, const char *key, size_t len)
 tm_key_owner *tm_keys_anonymous(tm_keys *k)
 {
     return k->anonymous;
+}
+
+const char *tm_keys_bearer(const char *authorization)
+{
+    static const char scheme[] = "bearer ";
+    if (strncasecmp(authorization, scheme, sizeof scheme - 1) != 0)
+        return NULL;
+    authorization += sizeof scheme - 1;
+    return authorization + strspn(authorization, " ");
 }

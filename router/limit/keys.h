@@ -34,6 +34,8 @@ int tm_keys_count(const tm_keys *k);
  * is borrowed until the next reload: acquire it to keep it. */
 tm_key_owner *tm_keys_find(tm_keys *k, const char *key, size_t len);
 tm_key_owner *tm_keys_anonymous(tm_keys *k);
+/* What follows "Bearer " in an Authorization value, or NULL. */
+const char *tm_keys_bearer(const char *authorization);
 tm_key_owner *tm_key_owner_acquire(tm_key_owner *o);
 void tm_key_owner_release(tm_key_owner *o);
 

@@ -1,16 +1,17 @@
-/* What is counted and logged about requests. The model label comes from served models only, so that a client
- * cannot make series. */
+/* The metrics of requests and their log line: see observe.h. */
+#include "router/observe.h"
+
 #include <string.h>
 
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
-#include "router/api/internal.h"
 
-#define NS_PER_S 1e9
+#define NS_PER_S  1e9
+#define NS_PER_MS 1e6
 
 static const tm_metric_desc g_requests = {.name = "turbomesh_requests_total",
-                                          .help = "HTTP requests by route, status and model.",
+                                          .help = "Requests by route, status and model.",
                                           .kind = TM_METRIC_COUNTER,
                                           .labels = {"route", "code", "model"},
                                           .max_series = 512};
@@ -65,45 +66,64 @@ static const tm_metric_desc g_gone = {.name = "turbomesh_client_disconnects_tota
                                       .help = "Clients that left before their answer was complete.",
                                       .kind = TM_METRIC_COUNTER};
 
-static tm_series *of_model(tm_api_call *c, const tm_metric_desc *desc)
+static tm_series *of_model(tm_metrics *m, const tm_observed *o, const tm_metric_desc *desc)
 {
-    return tm_metrics_series(c->api->opts.metrics, desc, (const char *const[]){c->model});
+    return tm_metrics_series(m, desc, (const char *const[]){o->model});
 }
 
-static double seconds_since(const tm_http_req *req, int64_t now_ns)
+static double seconds_since(int64_t then_ns, int64_t now_ns)
 {
-    return (double)(now_ns - tm_http_req_start_ns(req)) / NS_PER_S;
+    return (double)(now_ns - then_ns) / NS_PER_S;
 }
 
-void tm_api_observe_shed(tm_api *a, const char *reason)
+static bool id_char(char c)
 {
-    tm_series_add(tm_metrics_series(a->opts.metrics, &g_shed, (const char *const[]){reason}), 1);
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
 }
 
-void tm_api_observe_start(tm_api_call *c)
+bool tm_observe_id_ok(const char *id)
 {
-    tm_series_observe(of_model(c, &g_added), seconds_since(c->http, tm_clock_ns()));
+    size_t len = id ? strlen(id) : 0;
+    if (len == 0 || len >= TM_REQUEST_ID_MAX)
+        return false;
+    for (size_t i = 0; i < len; i++)
+        if (!id_char(id[i]))
+            return false;
+    return true;
 }
 
-void tm_api_observe_tokens(tm_api_call *c, int count, int64_t now_ns)
+void tm_observe_shed(tm_metrics *m, const char *reason)
 {
-    if (c->output_tokens == 0) {
-        c->first_token_ns = now_ns;
-        tm_series_observe(of_model(c, &g_ttft), seconds_since(c->http, now_ns));
+    tm_series_add(tm_metrics_series(m, &g_shed, (const char *const[]){reason}), 1);
+}
+
+void tm_observe_start(tm_metrics *m, const tm_observed *o)
+{
+    tm_series_observe(of_model(m, o, &g_added), seconds_since(o->start_ns, tm_clock_ns()));
+}
+
+void tm_observe_tokens(tm_metrics *m, tm_observed *o, int count)
+{
+    int64_t now_ns = tm_clock_ns();
+    if (o->output_tokens == 0) {
+        o->first_token_ns = now_ns;
+        tm_series_observe(of_model(m, o, &g_ttft), seconds_since(o->start_ns, now_ns));
     }
-    c->output_tokens += count;
-    c->last_token_ns = now_ns;
+    o->output_tokens += count;
+    o->last_token_ns = now_ns;
 }
 
-static void count_generation(tm_api_call *c, tm_http_req *req, int64_t now_ns)
+static void count_generation(tm_metrics *m, const tm_observed *o, int64_t now_ns)
 {
-    tm_series_observe(of_model(c, &g_e2e), seconds_since(req, now_ns));
-    tm_series_add(of_model(c, &g_prompt_tokens), (double)c->prompt_tokens);
-    tm_series_add(of_model(c, &g_cached_tokens), (double)c->cached_tokens);
-    tm_series_add(of_model(c, &g_output_tokens), (double)c->output_tokens);
-    if (c->output_tokens > 1)
-        tm_series_observe(of_model(c, &g_tpot), (double)(c->last_token_ns - c->first_token_ns) /
-                                                    NS_PER_S / (double)(c->output_tokens - 1));
+    tm_series_observe(of_model(m, o, &g_e2e), seconds_since(o->start_ns, now_ns));
+    tm_series_add(of_model(m, o, &g_prompt_tokens), (double)o->prompt_tokens);
+    tm_series_add(of_model(m, o, &g_cached_tokens), (double)o->cached_tokens);
+    tm_series_add(of_model(m, o, &g_output_tokens), (double)o->output_tokens);
+    if (o->output_tokens > 1)
+        tm_series_observe(of_model(m, o, &g_tpot),
+                          seconds_since(o->first_token_ns, o->last_token_ns) /
+                              (double)(o->output_tokens - 1));
 }
 
 static const char *code_text(int status, char out[8])
@@ -116,44 +136,39 @@ static const char *code_text(int status, char out[8])
     return out;
 }
 
-static void log_call(const tm_api_call *c, tm_http_req *req, int64_t now_ns)
+static void log_request(const tm_observed *o, const tm_observe_end *end, int64_t now_ns)
 {
-    double ttft_ms =
-        c->first_token_ns ? (double)(c->first_token_ns - tm_http_req_start_ns(req)) / 1e6 : -1;
+    double ttft_ms = o->first_token_ns ? (double)(o->first_token_ns - o->start_ns) / NS_PER_MS : -1;
     const tm_log_field fields[] = {
-        TM_LOG_F_STR("id", c->request_id),
-        TM_LOG_F_STR("key", c->owner ? c->owner->name : NULL),
-        TM_LOG_F_STR("route", c->route->label),
-        TM_LOG_F_INT("status", tm_http_req_status(req)),
-        TM_LOG_F_NUM("ms", (double)(now_ns - tm_http_req_start_ns(req)) / 1e6),
-        TM_LOG_F_STR("error", c->error),
-        TM_LOG_F_STR(c->model[0] ? "model" : NULL, c->model),
-        TM_LOG_F_STR("group", c->group),
-        TM_LOG_F_INT("tokens_in", c->prompt_tokens),
-        TM_LOG_F_INT("tokens_cached", c->cached_tokens),
-        TM_LOG_F_INT("tokens_out", c->output_tokens),
+        TM_LOG_F_STR("id", o->request_id),
+        TM_LOG_F_STR("key", end->key),
+        TM_LOG_F_STR("route", end->route),
+        TM_LOG_F_INT("status", end->status),
+        TM_LOG_F_NUM("ms", (double)(now_ns - o->start_ns) / NS_PER_MS),
+        TM_LOG_F_STR("error", o->error),
+        TM_LOG_F_STR(o->model[0] ? "model" : NULL, o->model),
+        TM_LOG_F_STR("group", o->group),
+        TM_LOG_F_INT("tokens_in", o->prompt_tokens),
+        TM_LOG_F_INT("tokens_cached", o->cached_tokens),
+        TM_LOG_F_INT("tokens_out", o->output_tokens),
         TM_LOG_F_NUM("ttft_ms", ttft_ms),
-        TM_LOG_F_STR("finish", c->finish),
-        TM_LOG_F_INT("moves", c->moves),
-        TM_LOG_F_STR(c->user[0] ? "user" : NULL, c->user),
+        TM_LOG_F_STR("finish", o->finish),
+        TM_LOG_F_INT("moves", o->moves),
+        TM_LOG_F_STR(o->user[0] ? "user" : NULL, o->user),
         {NULL, TM_LOG_STR, NULL, 0, 0},
     };
-    tm_log_fields(c->route->quiet ? TM_LOG_DEBUG : TM_LOG_INFO, "request", fields,
-                  TM_ARRAY_LEN(fields));
+    tm_log_fields(end->quiet ? TM_LOG_DEBUG : TM_LOG_INFO, "request", fields, TM_ARRAY_LEN(fields));
 }
 
-void tm_api_observe_done(tm_api_call *c, tm_http_req *req)
+void tm_observe_done(tm_metrics *m, const tm_observed *o, const tm_observe_end *end)
 {
     char code[8];
     int64_t now_ns = tm_clock_ns();
-    int status = tm_http_req_status(req);
-    tm_series_add(tm_metrics_series(
-                      c->api->opts.metrics, &g_requests,
-                      (const char *const[]){c->route->label, code_text(status, code), c->model}),
-                  1);
-    if (!c->http)
-        tm_series_add(tm_metrics_series(c->api->opts.metrics, &g_gone, NULL), 1);
-    if (c->job)
-        count_generation(c, req, now_ns);
-    log_call(c, req, now_ns);
+    const char *const values[] = {end->route, code_text(end->status, code), o->model};
+    tm_series_add(tm_metrics_series(m, &g_requests, values), 1);
+    if (end->gone)
+        tm_series_add(tm_metrics_series(m, &g_gone, NULL), 1);
+    if (end->generated)
+        count_generation(m, o, now_ns);
+    log_request(o, end, now_ns);
 }
