@@ -36,6 +36,8 @@ static tm_status run(const tm_router_opts *o, tm_err *err)
     if (st == TM_OK) {
         tm_log(TM_LOG_INFO, "listening", "http://%s:%d version %s", o->host, tm_router_port(r),
                TM_VERSION);
+        if (tm_router_grpc_port(r) > 0)
+            tm_log(TM_LOG_INFO, "listening", "grpc %s:%d", o->grpc_host, tm_router_grpc_port(r));
         st = tm_router_run(r, err);
     }
     tm_router_destroy(r);

@@ -21,9 +21,11 @@ static const tm_opt_row g_rows[] = {
     {"port", "server-port", TM_OPT_INT, OFF(port), "8000", 0, 65535, NULL,
      "Port of the HTTP server; 0 picks a free one."},
     {"grpc-host", NULL, TM_OPT_STR, OFF(grpc_host), "127.0.0.1", 0, 0, NULL,
-     "Address of the public gRPC service. It has no keys of its own."},
+     "Address of the public gRPC service. Its keys and limits are those of the HTTP API."},
     {"grpc-port", NULL, TM_OPT_INT, OFF(grpc_port), "0", 0, 65535, NULL,
      "Port of the public gRPC service; 0 leaves it off."},
+    {"grpc-calls-max", NULL, TM_OPT_INT, OFF(grpc_calls_max), "4096", 1, 1e6, NULL,
+     "Open gRPC calls (RESOURCE_EXHAUSTED)."},
     {"port-file", NULL, TM_OPT_STR, OFF(port_file), NULL, 0, 0, NULL,
      "File that gets the HTTP port once the server listens, for scripts with port 0."},
 
@@ -138,11 +140,11 @@ tm_status tm_router_opts_check(const tm_router_opts *o, tm_err *err)
             "--host %s is open to others: give --api-key-file, or --insecure-open if anybody "
             "may use this server",
             o->host);
-    /* The gRPC service has no keys, so it is open wherever it listens. */
-    if (o->grpc_port > 0 && !o->insecure_open && !is_loopback(o->grpc_host))
+    if (o->grpc_port > 0 && !o->api_key_file && !o->insecure_open && !is_loopback(o->grpc_host))
         return TM_FAIL(
             err, TM_STATUS_CONFIG,
-            "--grpc-host %s is open to others: give --insecure-open if anybody may use it",
+            "--grpc-host %s is open to others: give --api-key-file, or --insecure-open if anybody "
+            "may use it",
             o->grpc_host);
     if (o->dead_ms <= o->suspect_ms)
         return TM_FAIL(err, TM_STATUS_CONFIG, "--dead-time must be longer than --suspect-time");

@@ -10,6 +10,7 @@ typedef struct tm_router_opts {
     int64_t port;
     const char *grpc_host;
     int64_t grpc_port; /* 0 = off */
+    int64_t grpc_calls_max;
     const char *port_file;
     /* the cluster */
     const char *etcd, *etcd_prefix, *workers, *router_id;

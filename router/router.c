@@ -1,4 +1,4 @@
-/* Putting the parts together, and taking them apart in the right order: the HTTP server goes first, because its
+/* Putting the parts together, and taking them apart in the right order: the two faces go first, because their
  * requests hold generations of dispatch. */
 #include "router/router.h"
 
@@ -12,10 +12,13 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "router/access.h"
 #include "router/api/api.h"
+#include "router/grpc/public.h"
 
 #define DRAIN_CHECK_MS 20
 #define GAUGES_MS      1000
+#define GRPC_GRACE_MS  500 /* for the last statuses to go out */
 
 struct tm_router {
     tm_router_opts opts;
@@ -26,6 +29,8 @@ struct tm_router {
     tm_dispatch *dispatch;
     tm_api *api;
     tm_http_server *http;
+    tm_access access;
+    tm_public *grpc; /* NULL: off */
     struct event *signals[3];
     struct event *ev_drain, *ev_gauges;
     tm_series *connections, *in_flight;
@@ -62,6 +67,20 @@ static tm_status create_dispatch(tm_router *r, tm_err *err)
     return tm_dispatch_create(&r->dispatch, &d, err);
 }
 
+static tm_api_limits request_limits(const tm_router_opts *o)
+{
+    return (tm_api_limits){.stop_max = o->stop_max,
+                           .messages_max = o->messages_max,
+                           .parts_max = o->parts_max,
+                           .choices_max = o->choices_max,
+                           .timeout_max_ms = o->timeout_max_ms};
+}
+
+static tm_limit_opts key_limits(const tm_router_opts *o)
+{
+    return (tm_limit_opts){o->key_requests_per_minute, o->key_concurrency};
+}
+
 static tm_status create_api(tm_router *r, tm_err *err)
 {
     const tm_router_opts *o = &r->opts;
@@ -69,12 +88,8 @@ static tm_status create_api(tm_router *r, tm_err *err)
                            .dispatch = r->dispatch,
                            .metrics = r->metrics,
                            .keys = r->keys,
-                           .limit = {o->key_requests_per_minute, o->key_concurrency},
-                           .limits = {.stop_max = o->stop_max,
-                                      .messages_max = o->messages_max,
-                                      .parts_max = o->parts_max,
-                                      .choices_max = o->choices_max,
-                                      .timeout_max_ms = o->timeout_max_ms},
+                           .limit = key_limits(o),
+                           .limits = request_limits(o),
                            .text_threads = (int)o->text_threads,
                            .text_queue = (int)o->text_queue,
                            .text_inline_bytes = (size_t)o->text_inline_bytes,
@@ -104,6 +119,30 @@ static tm_status create_http(tm_router *r, tm_err *err)
     return tm_http_server_create(&r->http, r->base, &h, err);
 }
 
+static tm_status create_grpc(tm_router *r, tm_err *err)
+{
+    const tm_router_opts *o = &r->opts;
+    char address[280];
+    if (o->grpc_port == 0)
+        return TM_OK;
+    bool v6 = strchr(o->grpc_host, ':') != NULL;
+    snprintf(address, sizeof address, v6 ? "[%.255s]:%d" : "%.255s:%d", o->grpc_host,
+             (int)o->grpc_port);
+    r->access = (tm_access){r->keys, key_limits(o), r->metrics};
+    const tm_public_opts p = {.base = r->base,
+                              .dispatch = r->dispatch,
+                              .metrics = r->metrics,
+                              .address = address,
+                              .access = tm_access_for_grpc(&r->access),
+                              .limits = request_limits(o),
+                              .message_max = (size_t)o->body_max,
+                              .calls_max = (int)o->grpc_calls_max,
+                              .text_threads = (int)o->text_threads,
+                              .text_queue = (int)o->text_queue,
+                              .text_inline_bytes = (size_t)o->text_inline_bytes};
+    return tm_public_create(&r->grpc, &p, err);
+}
+
 /* ---- signals and timers ---- */
 
 static void on_signal(evutil_socket_t number, short what, void *user)
@@ -124,13 +163,18 @@ static void on_signal(evutil_socket_t number, short what, void *user)
         tm_log(TM_LOG_ERROR, "keys_kept", "%s", err.msg);
 }
 
+static int grpc_active(const tm_router *r)
+{
+    return r->grpc ? tm_public_active(r->grpc) : 0;
+}
+
 static void on_gauges(evutil_socket_t fd, short what, void *user)
 {
     (void)fd;
     (void)what;
     tm_router *r = user;
     tm_series_set(r->connections, tm_http_server_connections(r->http));
-    tm_series_set(r->in_flight, tm_api_active(r->api));
+    tm_series_set(r->in_flight, tm_api_active(r->api) + grpc_active(r));
 }
 
 static void on_drain_check(evutil_socket_t fd, short what, void *user)
@@ -138,12 +182,14 @@ static void on_drain_check(evutil_socket_t fd, short what, void *user)
     (void)fd;
     (void)what;
     tm_router *r = user;
-    int http = tm_http_server_active(r->http), gens = tm_dispatch_active(r->dispatch);
-    if (http == 0 && gens == 0) {
+    int requests = tm_http_server_active(r->http) + grpc_active(r);
+    int gens = tm_dispatch_active(r->dispatch);
+    if (requests == 0 && gens == 0) {
         tm_log(TM_LOG_INFO, "drained", "all requests are answered");
         tm_router_stop(r);
     } else if (tm_clock_ms() >= r->drain_until_ms) {
-        tm_log(TM_LOG_WARN, "drain_timeout", "%d requests and %d generations are cut", http, gens);
+        tm_log(TM_LOG_WARN, "drain_timeout", "%d requests and %d generations are cut", requests,
+               gens);
         tm_router_stop(r);
     }
 }
@@ -193,6 +239,7 @@ tm_status tm_router_create(tm_router **out, const tm_router_opts *opts, tm_err *
     TM_TRY_GOTO(create_dispatch(r, err), fail);
     TM_TRY_GOTO(create_api(r, err), fail);
     TM_TRY_GOTO(create_http(r, err), fail);
+    TM_TRY_GOTO(create_grpc(r, err), fail);
     TM_TRY_GOTO(add_events(r, err), fail);
     *out = r;
     return TM_OK;
@@ -204,6 +251,11 @@ fail:
 int tm_router_port(const tm_router *r)
 {
     return tm_http_server_port(r->http);
+}
+
+int tm_router_grpc_port(const tm_router *r)
+{
+    return r->grpc ? tm_public_port(r->grpc) : 0;
 }
 
 tm_status tm_router_run(tm_router *r, tm_err *err)
@@ -220,7 +272,9 @@ void tm_router_drain(tm_router *r)
     r->draining = true;
     r->drain_until_ms = tm_clock_ms() + r->opts.drain_ms;
     tm_log(TM_LOG_INFO, "draining", "%d requests are open, up to %lld ms",
-           tm_http_server_active(r->http), (long long)r->opts.drain_ms);
+           tm_http_server_active(r->http) + grpc_active(r), (long long)r->opts.drain_ms);
+    if (r->grpc)
+        tm_public_set_serving(r->grpc, false);
     tm_api_drain(r->api);
     tm_http_server_drain(r->http);
     r->ev_drain = add_event(r, -1, EV_PERSIST, on_drain_check, DRAIN_CHECK_MS);
@@ -237,6 +291,7 @@ void tm_router_destroy(tm_router *r)
 {
     if (!r)
         return;
+    tm_public_destroy(r->grpc, GRPC_GRACE_MS);
     tm_http_server_destroy(r->http);
     tm_api_destroy(r->api);
     tm_dispatch_destroy(r->dispatch);

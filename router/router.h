@@ -13,6 +13,7 @@ typedef struct tm_router tm_router;
 /* Listens when it returns TM_OK. opts is copied, its strings are borrowed. */
 tm_status tm_router_create(tm_router **out, const tm_router_opts *opts, tm_err *err);
 int tm_router_port(const tm_router *r);
+int tm_router_grpc_port(const tm_router *r); /* 0 = off */
 /* Until drained or stopped. */
 tm_status tm_router_run(tm_router *r, tm_err *err);
 /* Stops accepting and taking new requests; run ends when the open ones are answered or drain_ms passed. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 
 #define TURBOMESH  "/turbomesh.v1.TurboMesh/"
 #define HEALTH     "/grpc.health.v1.Health/"
@@ -14,10 +15,12 @@
 
 static const tm_pmethod METHODS[TM_PUBLIC_METHODS] = {
     {.path = TURBOMESH "Generate",
+     .label = "grpc_generate",
      .request = &turbomesh__v1__generate_request__descriptor,
      .generates = true,
      .handle = tm_public_generate},
     {.path = TURBOMESH "Chat",
+     .label = "grpc_chat",
      .request = &turbomesh__v1__chat_request__descriptor,
      .generates = true,
      .handle = tm_public_chat},
@@ -99,37 +102,42 @@ static void unlist_call(tm_pcall *c)
     tm_pcall_release(c);
 }
 
+/* A call that is turned away before it has a stream. */
+static bool refuse(tm_pcall *c, tm_status st, const char *why, int64_t retry_after_ms)
+{
+    tm_observed o = {.start_ns = c->start_ns, .error = tm_status_name(st)};
+    const tm_observe_end end = {.route = c->method->label, .status = tm_status_http(st)};
+    if (retry_after_ms > 0)
+        tm_pcall_finish(c, st, "%s; retry after %lld ms", why, (long long)retry_after_ms);
+    else
+        tm_pcall_finish(c, st, "%s", why);
+    if (c->method->label != NULL)
+        tm_observe_done(c->owner->opts.metrics, &o, &end);
+    return false;
+}
+
 static bool enter(tm_pcall *c)
 {
     const tm_public_access *a = &c->owner->opts.access;
-    int64_t retry_ms = 0;
+    tm_public_entry entry = {0};
     if (c->entered || c->method->open)
         return true;
     tm_status st = TM_OK;
     if (a->enter != NULL)
-        st = a->enter(a->user, c->authorization, c->method->generates, &c->ticket, &retry_ms);
-    c->entered = st == TM_OK;
-    if (st == TM_STATUS_DENIED)
-        tm_pcall_finish(c, st, "a valid key is needed: authorization: Bearer <key>");
-    else if (st == TM_STATUS_BUSY)
-        tm_pcall_finish(c, st, "over the limits of this key; retry after %lld ms",
-                        (long long)retry_ms);
-    else if (st != TM_OK)
-        tm_pcall_finish(c, st, "refused");
-    return c->entered;
+        st = a->enter(a->user, c->authorization, c->method->generates, &entry);
+    if (st != TM_OK)
+        return refuse(c, st, entry.text != NULL ? entry.text : "refused", entry.retry_after_ms);
+    c->entered = true;
+    c->ticket = entry.ticket;
+    c->key = entry.key;
+    return true;
 }
 
 static bool admit(tm_pcall *c)
 {
     tm_public *p = c->owner;
-    if (p->closing || (!p->serving && c->method->generates)) {
-        tm_pcall_finish(c, TM_STATUS_UNAVAILABLE, "the router is draining");
-        return false;
-    }
-    if (c->method->generates && p->active > p->opts.calls_max) {
-        tm_pcall_finish(c, TM_STATUS_BUSY, "too many calls at once");
-        return false;
-    }
+    if (p->closing || (!p->serving && c->method->generates))
+        return refuse(c, TM_STATUS_UNAVAILABLE, "this server is shutting down, try again", 0);
     return enter(c);
 }
 
@@ -140,7 +148,7 @@ static void act_note(void *owner, tm_note *n)
     tm_pcall *c = cn->call;
     if (cn->kind == NOTE_CLOSED) {
         c->closed = true;
-        tm_pstream_drop(c);
+        tm_pstream_drop(c, true);
         unlist_call(c);
     }
     if (cn->kind == NOTE_LAST)
@@ -230,19 +238,28 @@ static bool post(tm_pcall *c, note_kind kind, ProtobufCMessage *m, size_t bytes)
 
 static void *open_call(const tm_pmethod *method, void *service, tm_rpc_call *rpc)
 {
+    tm_public *p = service;
+    if (atomic_fetch_add(&p->open_calls, 1) >= p->opts.calls_max) {
+        atomic_fetch_sub(&p->open_calls, 1);
+        tm_observe_shed(p->opts.metrics, "grpc_calls");
+        tm_rpc_call_abort(rpc, TM_STATUS_BUSY, "too many calls at once, try again later");
+        return NULL;
+    }
     tm_pcall *c = calloc(1, sizeof(*c));
     if (c == NULL) {
+        atomic_fetch_sub(&p->open_calls, 1);
         tm_rpc_call_abort(rpc, TM_STATUS_NO_MEMORY, "out of memory");
         return NULL;
     }
     const char *authorization = tm_rpc_call_metadata(rpc, "authorization");
-    c->owner = service;
+    c->owner = p;
     c->method = method;
     atomic_init(&c->refs, 1);
     pthread_mutex_init(&c->lock, NULL);
     c->rpc = rpc;
     c->authorization = authorization != NULL ? strdup(authorization) : NULL;
     c->deadline_ms = tm_rpc_call_deadline_ms(rpc);
+    c->start_ns = tm_clock_ns();
     c->watched = -1;
     return c;
 }
@@ -257,6 +274,10 @@ static void on_message(void *user, tm_rpc_call *rpc, const void *data, size_t le
         return;
     }
     c->got_message = true;
+    if (len > c->owner->opts.message_max) {
+        tm_rpc_call_finish(rpc, TM_STATUS_TOO_LARGE, "the request is too large");
+        return;
+    }
     ProtobufCMessage *m = protobuf_c_message_unpack(c->method->request, NULL, len, data);
     if (m == NULL) {
         tm_rpc_call_finish(rpc, TM_STATUS_INVALID, "the message does not parse");
@@ -288,6 +309,7 @@ static void on_close(void *user, tm_rpc_call *rpc, bool cancelled)
     pthread_mutex_lock(&c->lock);
     c->rpc = NULL;
     pthread_mutex_unlock(&c->lock);
+    atomic_fetch_sub(&c->owner->open_calls, 1);
     post(c, NOTE_CLOSED, NULL, 0);
     tm_pcall_release(c);
 }

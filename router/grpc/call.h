@@ -14,8 +14,9 @@
 #include "proto/health.pb-c.h"
 #include "proto/reflection.pb-c.h"
 #include "proto/turbomesh.pb-c.h"
+#include "router/api/prep.h"
 #include "router/grpc/public.h"
-#include "router/pool/jobs.h"
+#include "router/observe.h"
 #include "router/pool/mailbox.h"
 
 #define PUB(name) Turbomesh__V1__##name
@@ -26,6 +27,7 @@ typedef struct tm_pstream tm_pstream; /* a running Generate or Chat */
 /* What the face knows about a method beside its path. */
 typedef struct tm_pmethod {
     const char *path;
+    const char *label; /* in metrics and the log, NULL = in neither */
     const ProtobufCMessageDescriptor *request;
     bool open;      /* no access check */
     bool generates; /* counts as active, refused while draining */
@@ -44,10 +46,12 @@ struct tm_pcall {
     bool got_message;
     char *authorization;
     int64_t deadline_ms; /* left when it came, INT64_MAX = none */
+    int64_t start_ns;
     /* loop thread */
     tm_pcall *prev, *next; /* calls with a message, until their close was seen */
     bool listed, entered, finished, closed;
     void *ticket;
+    const char *key; /* the ticket's */
     tm_pstream *stream;
     bool watching; /* health Watch */
     int watched;   /* status told last, -1 = none */
@@ -57,12 +61,18 @@ struct tm_public {
     tm_public_opts opts;
     tm_rpc_server *server;
     tm_mailbox *mailbox;
-    tm_jobs *helper; /* long prompts */
+    tm_prep_pool *pool; /* long prompts */
     struct event *mail, *timer;
     tm_pcall *calls;
     int active;
+    atomic_int open_calls; /* gRPC thread; from on_open to on_close, with or without a message */
     bool serving, closing;
     tm_buf pack;
+    char salt[17]; /* of this process, in request ids */
+    uint64_t ids;
+    /* The chunk being put together: text, token ids, log-probabilities, the best tokens of each and how many
+     * they are, and the messages made of them. */
+    tm_buf text, ids_out, lps, tops, top_at, top_rows;
 };
 
 /* call.c */
@@ -86,7 +96,17 @@ void tm_public_health_check(tm_pcall *c, ProtobufCMessage **m);
 void tm_public_health_watch(tm_pcall *c, ProtobufCMessage **m);
 void tm_public_health_tick(tm_public *p);
 void tm_public_reflect(tm_pcall *c, ProtobufCMessage **m);
-/* The client left, or the router stops: the generation ends and nothing more is sent. */
-void tm_pstream_drop(tm_pcall *c);
+/* The client is gone, or the router stops: the generation ends and nothing more is sent. */
+void tm_pstream_drop(tm_pcall *c, bool gone);
+
+/* request.c: what Generate and Chat ask for. One of generate and chat is set. */
+typedef struct tm_public_ask {
+    const char *model, *session;
+    const PUB(SamplingParams) * sampling; /* NULL = defaults */
+    const PUB(GenerateRequest) * generate;
+    const PUB(ChatRequest) * chat;
+} tm_public_ask;
+/* Checked parameters, ready for tm_prep_work once it has its model; NULL with *e. */
+tm_prep *tm_public_prep(const tm_public_ask *ask, const tm_api_limits *limits, tm_api_error *e);
 
 #endif

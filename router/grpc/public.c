@@ -5,15 +5,17 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/hash.h"
 #include "router/grpc/call.h"
 
-#define NOTES_MAX         ((size_t)16384)
-#define NOTE_BYTES_MAX    ((size_t)256 << 20)
-#define STREAM_BYTES_MAX  ((size_t)4 << 20) /* not yet read by a client; beyond it the call is cut */
-#define CALLS_MAX_DEFAULT 4096
-#define HELPER_QUEUE_MAX  256
-#define HEALTH_TICK_MS    100
-#define MODELS_MAX        256
+#define NOTES_MAX           ((size_t)16384)
+#define NOTE_BYTES_MAX      ((size_t)256 << 20)
+#define STREAM_BYTES_MAX    ((size_t)4 << 20) /* not yet read by a client; beyond it the call is cut */
+#define CALLS_MAX_DEFAULT   4096
+#define MESSAGE_MAX_DEFAULT ((size_t)8 << 20)
+#define TEXT_QUEUE_DEFAULT  256
+#define HEALTH_TICK_MS      100
+#define MODELS_MAX          256
 
 static void on_mail(evutil_socket_t fd, short what, void *arg)
 {
@@ -53,20 +55,45 @@ static tm_status start_server(tm_public *p, const char *address, tm_err *err)
     return tm_rpc_server_create(&p->server, &o, err);
 }
 
+static void set_defaults(tm_public_opts *o)
+{
+    o->calls_max = o->calls_max > 0 ? o->calls_max : CALLS_MAX_DEFAULT;
+    o->message_max = o->message_max > 0 ? o->message_max : MESSAGE_MAX_DEFAULT;
+    o->text_threads = o->text_threads > 0 ? o->text_threads : 1;
+    o->text_queue = o->text_queue > 0 ? o->text_queue : TEXT_QUEUE_DEFAULT;
+}
+
+static void each_buf(tm_public *p, void (*fn)(tm_buf *b))
+{
+    tm_buf *const bufs[] = {&p->pack, &p->text,   &p->ids_out, &p->lps,
+                            &p->tops, &p->top_at, &p->top_rows};
+    for (size_t i = 0; i < TM_ARRAY_LEN(bufs); i++)
+        fn(bufs[i]);
+}
+
+static void init_buf(tm_buf *b)
+{
+    tm_buf_init(b, 0);
+}
+
 tm_status tm_public_create(tm_public **out, const tm_public_opts *opts, tm_err *err)
 {
     tm_public *p = calloc(1, sizeof(*p));
     if (p == NULL)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for the gRPC face");
     p->opts = *opts;
+    uint8_t salt[8];
     p->opts.address = NULL; /* the caller's */
-    if (p->opts.calls_max <= 0)
-        p->opts.calls_max = CALLS_MAX_DEFAULT;
+    set_defaults(&p->opts);
     p->serving = true;
-    tm_buf_init(&p->pack, 0);
+    tm_random_bytes(salt, sizeof(salt));
+    tm_hex(salt, sizeof(salt), p->salt);
+    each_buf(p, init_buf);
     tm_status st;
     TM_TRY_GOTO(tm_mailbox_create(&p->mailbox, NOTES_MAX, NOTE_BYTES_MAX, err), err_destroy);
-    TM_TRY_GOTO(tm_jobs_create(&p->helper, HELPER_QUEUE_MAX, err), err_destroy);
+    TM_TRY_GOTO(
+        tm_prep_pool_create(&p->pool, p->opts.base, p->opts.text_threads, p->opts.text_queue, err),
+        err_destroy);
     TM_TRY_GOTO(start_loop(p, err), err_destroy);
     TM_TRY_GOTO(start_server(p, opts->address, err), err_destroy);
     *out = p;
@@ -99,12 +126,12 @@ void tm_public_destroy(tm_public *p, int64_t grace_ms)
         return;
     p->closing = true;
     for (tm_pcall *c = p->calls; c != NULL; c = c->next) {
-        tm_pstream_drop(c);
         tm_pcall_finish(c, TM_STATUS_UNAVAILABLE, "the router stops");
+        tm_pstream_drop(c, false);
     }
     if (p->server != NULL)
         tm_rpc_server_destroy(p->server, grace_ms);
-    tm_jobs_destroy(p->helper);
+    tm_prep_pool_destroy(p->pool);
     if (p->mailbox != NULL)
         tm_mailbox_drain(p->mailbox, p); /* the ends of all calls */
     TM_ASSERT(p->calls == NULL && p->active == 0);
@@ -113,7 +140,7 @@ void tm_public_destroy(tm_public *p, int64_t grace_ms)
     if (p->timer != NULL)
         event_free(p->timer);
     tm_mailbox_destroy(p->mailbox);
-    tm_buf_deinit(&p->pack);
+    each_buf(p, tm_buf_deinit);
     free(p);
 }
 

@@ -93,10 +93,14 @@ static void who_may_listen_where(void **state)
                          TM_OK);
         assert_int_equal(CHECK(&err, "--workers", "a:1", "--host", open[i], "--api-key-file", "f"),
                          TM_OK);
-        /* Keys do not guard gRPC. */
+        assert_int_equal(
+            CHECK(&err, "--workers", "a:1", "--grpc-port", "9", "--grpc-host", open[i]),
+            TM_STATUS_CONFIG);
+        assert_non_null(strstr(err.msg, "--grpc-host"));
+        assert_int_equal(CHECK(&err, "--workers", "a:1", "--grpc-host", open[i]), TM_OK);
         assert_int_equal(CHECK(&err, "--workers", "a:1", "--api-key-file", "f", "--grpc-port", "9",
                                "--grpc-host", open[i]),
-                         TM_STATUS_CONFIG);
+                         TM_OK);
     }
     assert_int_equal(CHECK(&err, "--workers", "a:1", "--dead-time", "500ms"), TM_STATUS_CONFIG);
     assert_int_equal(CHECK(&err, "--workers", "a:1", "--policy", "round_robin"), TM_OK);
