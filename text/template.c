@@ -185,31 +185,57 @@ static tm_status copy_prefix(tm_template *t, const tm_tokenizer *tok, tm_err *er
             tm_buf_append(&b, piece, len);
     }
     free(ids);
-    t->prefix_len = b.len;
     t->prefix = tm_buf_steal(&b, &len);
     return TM_OK;
 }
 
+/* ---- the model's name ----------------------------------------------------------------------------------- */
+
+/* Old checkpoints have no template, but say in config.json what they were copied from. */
+static tm_status take_origin(tm_template *t, const tm_text_file *files, int count, tm_err *err)
+{
+    json_t *root;
+    const char *origin = NULL;
+    const tm_text_file *f = tm_text_file_find(files, count, "config.json");
+    if (!f)
+        return TM_OK;
+    tm_status st = tm_jread_tree(f->data, f->len, &root, err);
+    if (st == TM_OK) {
+        st = tm_json_str(root, "_name_or_path", &origin, err);
+        if (st == TM_OK && origin)
+            t->format = tm_chat_builtin_match(origin);
+        json_decref(root);
+    }
+    if (st != TM_OK)
+        tm_err_prefix(err, "%s", f->name);
+    return st;
+}
+
 /* ---- the face ------------------------------------------------------------------------------------------- */
 
+/* dir: the model's folder, or NULL. */
 static tm_status choose(tm_template *t, const tm_text_file *files, int count, const char *override,
-                        tm_err *err)
+                        const char *dir, tm_err *err)
 {
     if (override && *override)
         return take_override(t, override, err);
     TM_TRY(take_model(t, files, count, err));
-    if (!t->plain)
+    if (!t->plain && dir)
+        t->format = tm_chat_builtin_match(dir);
+    if (!t->plain && !t->format)
+        TM_TRY(take_origin(t, files, count, err));
+    if (!t->plain && !t->format)
         return TM_FAIL(err, TM_STATUS_NOT_FOUND, "the model has no chat template");
     return TM_OK;
 }
 
-tm_status tm_template_create(tm_template **out, const tm_text_file *files, int count,
-                             const char *override, const tm_tokenizer *tok, tm_err *err)
+static tm_status create(tm_template **out, const tm_text_file *files, int count,
+                        const char *override, const char *dir, const tm_tokenizer *tok, tm_err *err)
 {
     tm_template *t = calloc(1, sizeof(*t));
     if (!t)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a chat template");
-    tm_status st = choose(t, files, count, override, err);
+    tm_status st = choose(t, files, count, override, dir, err);
     if (st == TM_OK)
         st = copy_names(t, tok, err);
     if (st == TM_OK && t->format)
@@ -222,12 +248,18 @@ tm_status tm_template_create(tm_template **out, const tm_text_file *files, int c
     return TM_OK;
 }
 
+tm_status tm_template_create(tm_template **out, const tm_text_file *files, int count,
+                             const char *override, const tm_tokenizer *t, tm_err *err)
+{
+    return create(out, files, count, override, NULL, t, err);
+}
+
 tm_status tm_template_load(tm_template **out, const char *dir, const char *override,
-                           const tm_tokenizer *tok, tm_err *err)
+                           const tm_tokenizer *t, tm_err *err)
 {
     tm_text_files f = {.count = 0};
     TM_TRY(tm_text_files_load(&f, dir, err));
-    tm_status st = tm_template_create(out, f.v, f.count, override, tok, err);
+    tm_status st = create(out, f.v, f.count, override, dir, t, err);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", dir);
     tm_text_files_deinit(&f);
@@ -253,6 +285,11 @@ void tm_template_destroy(tm_template *t)
 const char *tm_template_name(const tm_template *t)
 {
     return t->format ? t->format->name : "jinja";
+}
+
+const char *tm_template_stop(const tm_template *t, int index)
+{
+    return t->format && index >= 0 && index < TM_CHAT_STOPS_MAX ? t->format->stops[index] : NULL;
 }
 
 tm_status tm_template_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,

@@ -13,14 +13,17 @@
 
 typedef struct tm_template tm_template;
 
-/* Choice: `override` (a built-in name, or template text; NULL = none), chat_template.jinja,
- * tokenizer_config.chat_template. NOT_FOUND when the model has none. */
+/* Choice: `override` (a built-in name, template text, LMDeploy's JSON form, or a file with one of them;
+ * NULL = none), chat_template.jinja, tokenizer_config.chat_template, chat_template.json, the built-in for the
+ * model's name (the folder, or config.json's _name_or_path). NOT_FOUND when the model has none. */
 tm_status tm_template_create(tm_template **out, const tm_text_file *files, int count,
                              const char *override, const tm_tokenizer *t, tm_err *err);
 tm_status tm_template_load(tm_template **out, const char *dir, const char *override,
                            const tm_tokenizer *t, tm_err *err);
 void tm_template_destroy(tm_template *t);
 const char *tm_template_name(const tm_template *t); /* "chatml", "jinja" */
+/* Texts that end an answer besides the model's stop ids: index 0, 1, ... until NULL. */
+const char *tm_template_stop(const tm_template *t, int index);
 
 typedef struct tm_render_args {
     const json_t *messages; /* array of {role, content, ...}, already validated */

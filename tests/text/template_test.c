@@ -13,6 +13,7 @@
 #include "common/check.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "text/chat/chat.h"
 #include "text/template.h"
 
 #define DEMO "models/demo-20m"
@@ -341,17 +342,270 @@ static void test_refused_sources(void **state)
         {CONFIG("\"{% if %}\""), NULL, TM_STATUS_DATA, "tokenizer_config.json"},
         {NULL, "{{ oops", TM_STATUS_DATA, "chat template"},
         {NULL, "no-such-name", TM_STATUS_CONFIG, "chatml"},
-        {NULL, "{\"system\":\"x\"}", TM_STATUS_INVALID, "model_name"},
+        {NULL, "{\"model_name\":7}", TM_STATUS_INVALID, "model_name"},
+        {NULL, "{\"model_name\":\"x\",\"stop_words\":[\"a\",1]}", TM_STATUS_INVALID, "stop_words"},
+        {NULL, "{\"model_name\":\"x\",\"capability\":\"infilling\"}", TM_STATUS_UNSUPPORTED,
+         "fill"},
         {NULL, "{\"model_name\":\"x\",\"user\":1}", TM_STATUS_INVALID, "user"},
-        {NULL, "{\"model_name\":\"x\",\"capability\":\"dance\"}", TM_STATUS_UNSUPPORTED, "dance"},
+        {NULL, "{\"model_name\":\"x\",\"capability\":\"dance\"}", TM_STATUS_INVALID, "dance"},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
         model m = make(rows[i].config, NULL, rows[i].override);
         print_message("%s\n", m.err.msg);
-        assert_true(m.st != TM_OK);
+        assert_int_equal(m.st, rows[i].st);
         assert_non_null(strstr(m.err.msg, rows[i].says));
         drop(&m);
     }
+}
+
+/* ---- formats -------------------------------------------------------------------------------------------- */
+
+#define SYS  "{\"role\":\"system\",\"content\":\"S\"},"
+#define USER "{\"role\":\"user\",\"content\":\"U\"}"
+#define BOT  ",{\"role\":\"assistant\",\"content\":\"A\"},"
+
+static void test_formats(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *override, *messages, *flags, *want;
+    } rows[] = {
+        {"chatml", "[" USER "]", "g",
+         "<s><|im_start|>user\n[U]<|im_end|>\n<|im_start|>assistant\n"},
+        {"qwen", "[" USER BOT USER "]", "",
+         "<s><|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n[U]"
+         "<|im_end|>\n<|im_start|>assistant\n[A]<|im_end|>\n<|im_start|>user\n[U]<|im_end|>\n"},
+        {"qwen", "[" SYS USER "]", "g",
+         "<s><|im_start|>system\n[S]<|im_end|>\n<|im_start|>user\n[U]<|im_end|>\n"
+         "<|im_start|>assistant\n"},
+        {"yi", "[" USER BOT "{\"role\":\"assistant\",\"content\":\"B\"}]", "c",
+         "<s><|im_start|>user\n[U]<|im_end|>\n<|im_start|>assistant\n[A]<|im_end|>\n"
+         "<|im_start|>assistant\n[B]"},
+        {"llama2", "[" SYS USER BOT USER "]", "g",
+         "<s>[INST] <<SYS>>\n[S]\n<</SYS>>\n\n[U] [/INST] [A]</s><s>[INST] [U] [/INST] "},
+        {"{\"model_name\":\"x\",\"user\":\"<u>\",\"eoh\":\"</u>\",\"assistant\":\"<a>\"}",
+         "[" SYS USER "]", "g", "<s>[S]<u>[U]</u><a>"},
+        {"{\"system\":\"<<\",\"meta_instruction\":\"M\",\"eosys\":\">>\",\"separator\":\"|\"}",
+         "[" USER BOT USER "]", "g", "<s><<M>>[U][A]|[U]"},
+        {"{\"model_name\":\"vicuna\",\"meta_instruction\":\"M\"}", "[" USER BOT USER "]", "g",
+         "<s>M USER: [U] ASSISTANT: [A]</s>USER: [U] ASSISTANT: "},
+        {"{\"system\":\"<s>x\"}", "[" USER "]", "", "<s>x[U]"},
+        {"deepseek", "[" USER BOT USER "]", "g",
+         "<s>User: [U]\n\nAssistant: [A]<｜end▁of▁sentence｜>User: [U]\n\nAssistant:"},
+        {"chatglm", "[" USER BOT USER "]", "g",
+         "<s>[Round 1]\n\n问：[U]\n\n答：[A]\n\n[Round 2]\n\n问：[U]\n\n答："},
+        {"chatglm3", "[" SYS USER "]", "g",
+         "[gMASK]sop<|system|>\n [S]<|user|>\n [U]<|assistant|>"},
+        {"llama3", "[" USER "]", "g",
+         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n[U]<|eot_id|>"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n"},
+        {"base", "[" SYS USER "]", "g", "<s>[S][U]"},
+        {"{\"model_name\":\"qwen\",\"capability\":\"completion\"}", "[" USER "]", "g", "<s>[U]"},
+        {"{\"model_name\":\"codellama\",\"capability\":\"infilling\"}",
+         "[{\"role\":\"user\",\"content\":\"a<FILL>b\"}]", "g", "<s><PRE> [a] <SUF>[b] <MID>"},
+        {"{\"model_name\":\"codellama\",\"capability\":\"infilling\"}", "[" USER "]", "g",
+         "error: text to be filled in holds <FILL> once"},
+        {"chatml",
+         "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
+         "{\"type\":\"text\",\"text\":\"b\"}]}]",
+         "", "<s><|im_start|>user\n[a\nb]<|im_end|>\n"},
+        {"mistral", "[{\"role\":\"tool\",\"content\":\"x\"}]", "",
+         "error: the chat template mistral has no place for the role 'tool'"},
+        {"chatml", "[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}]", "",
+         "error: the chat template takes messages of text only"},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        model m = make(NULL, NULL, rows[i].override);
+        expect(&m, rows[i].messages, rows[i].flags, rows[i].want);
+        drop(&m);
+    }
+}
+
+/* The conversation of LMDeploy's own test of InternLM2's template. */
+static void test_format_tools(void **state)
+{
+    (void)state;
+    model m = make(NULL, NULL, "internlm2");
+    json_t *tools = parse("[{\"type\":\"function\",\"function\":{\"name\":\"add\"}}]");
+    json_t *list = parse(
+        "[" SYS USER ",{\"role\":\"assistant\",\"content\":\"A\",\"tool_calls\":[{\"function\":"
+        "{\"name\":\"add\",\"arguments\":{\"a\":1}}}]},{\"role\":\"tool\",\"content\":\"2\"}]");
+    tm_render_args a = {.messages = list, .tools = tools, .add_generation_prompt = true};
+    char *got = shown(m.tpl, &a);
+    assert_string_equal(
+        got,
+        "<s><|im_start|>system\n[S]<|im_end|>\n<|im_start|>system name=<|plugin|>\n"
+        "[[{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]]<|im_end|>\n"
+        "<|im_start|>user\n[U]<|im_end|>\n<|im_start|>assistant\n[A]<|action_start|><|plugin|>\n"
+        "{\"name\": [\"add\"], \"parameters\": [{\"a\": 1}]}<|action_end|>\n<|im_end|>\n"
+        "<|im_start|>environment name=<|plugin|>\n[2]<|im_end|>\n<|im_start|>assistant\n");
+    free(got);
+    assert_string_equal(tm_template_stop(m.tpl, 0), "<|im_end|>");
+    assert_string_equal(tm_template_stop(m.tpl, 1), "<|action_end|>");
+    assert_null(tm_template_stop(m.tpl, 2));
+    drop(&m);
+    m = make(NULL, NULL, "vicuna");
+    got = shown(m.tpl, &a);
+    assert_string_equal(got, "error: the chat template vicuna has no place for tools");
+    free(got);
+    drop(&m);
+    json_decref(list);
+    json_decref(tools);
+}
+
+static void test_paths(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {"internlm/internlm-chat-7b", "internlm"},
+        {"internlm/internlm-chat-7b-8k", "internlm"},
+        {"models--internlm--internlm-chat-7b/snapshots/1234567", "internlm"},
+        {"internlm/internlm2-1_8b", NULL},
+        {"internlm/internlm2-chat-20b", "internlm2"},
+        {"Qwen/Qwen-7B-Chat", "qwen"},
+        {"Qwen/Qwen-7B", NULL},
+        {"codellama/CodeLlama-7b-hf", "codellama"},
+        {"upstage/SOLAR-0-70b", "solar"},
+        {"meta-llama/Llama-2-7b-chat-hf-4bit", "llama2"},
+        {"meta-llama/Llama-2-7b-hf", NULL},
+        {"THUDM/chatglm2-6b", "chatglm"},
+        {"THUDM/chatglm3-6b-32k", "chatglm3"},
+        {"01-ai/Yi-34B-Chat-w4", "yi"},
+        {"trying-7b-chat", NULL},
+        {"WizardLM/WizardLM-70B-V1.0", "wizardlm"},
+        {"deepseek-ai/deepseek-coder-6.7b-instruct", "deepseek-coder"},
+        {"deepseek-ai/deepseek-vl-7b-chat", "deepseek-vl"},
+        {"deepseek-ai/deepseek-moe-16b-chat", "deepseek"},
+        {"internlm/internlm-xcomposer2-4khd-7b", "internlm-xcomposer2-4khd"},
+        {"baichuan-inc/Baichuan2-7B-Chat", "baichuan2"},
+        {"workspace", NULL},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        const tm_chat_format *f = tm_chat_builtin_match(rows[i][0]);
+        if ((f == NULL) != (rows[i][1] == NULL) || (f && strcmp(f->name, rows[i][1]) != 0))
+            fail_msg("%s: %s", rows[i][0], f ? f->name : "none");
+    }
+    /* A model that names its origin; a template of its own goes first. */
+    model m = {.count = 0, .err = TM_ERR_INIT};
+    add_file(&m, "tokenizer.json", TINY_JSON);
+    add_file(&m, "config.json", "{\"_name_or_path\":\"/x/Baichuan2-7B-Chat\"}");
+    assert_int_equal(tm_tokenizer_create(&m.tok, m.files, m.count, &m.err), TM_OK);
+    assert_int_equal(tm_template_create(&m.tpl, m.files, m.count, NULL, m.tok, &m.err), TM_OK);
+    assert_string_equal(tm_template_name(m.tpl), "baichuan2");
+    tm_template_destroy(m.tpl);
+    add_file(&m, "chat_template.jinja", "own");
+    assert_int_equal(tm_template_create(&m.tpl, m.files, m.count, NULL, m.tok, &m.err), TM_OK);
+    assert_string_equal(tm_template_name(m.tpl), "jinja");
+    drop(&m);
+}
+
+/* ---- bounds --------------------------------------------------------------------------------------------- */
+
+static void test_bounds(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *template, *says;
+    } rows[] = {
+        {"{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "deep"},
+        {"{% for a in range(99999) %}{{ a + a + a + a + a + a + a + a + a + a + a + a }}{% endfor "
+         "%}",
+         "steps"},
+        {"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+         "memory"},
+        {"{% for a in range(1000000000) %}{% endfor %}", "range"},
+        {"{{ 'x' * 1000000000 }}", "memory"},
+        {"{% set n = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}"
+         "{% endfor %}",
+         ""},
+        {"{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", ""},
+        {"{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = n.l + n.l %}"
+         "{% endfor %}",
+         ""},
+        {"{% set n = namespace(l=[1]) %}{% for i in range(9000) %}{% set n.l = [n.l] %}"
+         "{% endfor %}{{ n.l }}",
+         "deep"},
+        {"{{ ([1] * 99999)|map('string')|join('"
+         "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+         "') * 99 }}",
+         ""},
+        {"{{ '%999999999d' % 1 }}", ""},
+        {"{{ '{:999999999}'.format(1) }}", ""},
+        {"{{ 2 ** 99999999 }}", ""},
+        {"{{ 'x'.center(999999999) }}", ""},
+        {"{{ ''.__class__.__mro__ }}", ""},
+    };
+    clock_t start = clock();
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        model m = make(NULL, NULL, rows[i].template);
+        if (m.st != TM_OK)
+            fail_msg("%s: %s", rows[i].template, m.err.msg);
+        json_t *list = parse(ONE);
+        const tm_render_args a = {.messages = list};
+        char *got = shown(m.tpl, &a);
+        if (strncmp(got, "error: ", 7) != 0 || !strstr(got, rows[i].says))
+            fail_msg("%s: %.200s", rows[i].template, got);
+        free(got);
+        json_decref(list);
+        drop(&m);
+    }
+    double s = (double)(clock() - start) / CLOCKS_PER_SEC;
+    print_message("%zu hostile templates: %.2f s\n", TM_ARRAY_LEN(rows), s);
+    assert_true(s < 10);
+}
+
+/* Sources that nest without end, or are too long. */
+static void test_source_bounds(void **state)
+{
+    (void)state;
+    static const char *const nests[] = {
+        "{{ (",       "{{ [",  "{{ not ",          "{{ -",
+        "{% if 1 %}", "{{ a[", "{% for a in b %}", "{{ a if b else ",
+        "{{ {1:"};
+    for (size_t i = 0; i < TM_ARRAY_LEN(nests); i++) {
+        tm_buf b;
+        tm_buf_init(&b, 0);
+        const char *unit = nests[i] + (nests[i][1] == '{' ? 3 : 0);
+        tm_buf_puts(&b, nests[i]);
+        while (b.len + strlen(unit) < 65000)
+            tm_buf_puts(&b, unit);
+        model m = make(NULL, NULL, b.data);
+        assert_true(m.st != TM_OK);
+        drop(&m);
+        tm_buf_deinit(&b);
+    }
+    tm_buf b;
+    tm_buf_init(&b, 0);
+    while (b.len < 100000)
+        tm_buf_puts(&b, "{{ a }}");
+    model m = make(NULL, NULL, b.data);
+    assert_int_equal(m.st, TM_STATUS_TOO_LARGE);
+    drop(&m);
+    tm_buf_deinit(&b);
+}
+
+/* A conversation with a long text may be rendered; a template does not blow it up without bound. */
+static void test_long_input(void **state)
+{
+    (void)state;
+    size_t len = (size_t)8 << 20;
+    char *text = malloc(len + 1);
+    memset(text, 'a', len);
+    text[len] = 0;
+    json_t *list = json_pack("[{s:s, s:s}]", "role", "user", "content", text);
+    const tm_render_args a = {.messages = list};
+    tm_rendered r = {.input_count = 0};
+    model m = make(NULL, NULL, "{% for m in messages %}<{{ m['content'] | trim }}>{% endfor %}");
+    assert_int_equal(tm_template_render(m.tpl, &a, &r, &m.err), TM_OK);
+    assert_int_equal(r.text.len, len + 2);
+    assert_int_equal(r.input_count, 1);
+    tm_rendered_deinit(&r);
+    drop(&m);
+    m = make(NULL, NULL, "{% for i in range(50) %}{{ messages[0].content }}{% endfor %}");
+    assert_int_equal(tm_template_render(m.tpl, &a, &r, &m.err), TM_STATUS_INVALID);
+    drop(&m);
+    json_decref(list);
+    free(text);
 }
 
 int main(void)
@@ -359,7 +613,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_recorded),        cmocka_unit_test(test_demo),
         cmocka_unit_test(test_places),          cmocka_unit_test(test_named_list),
-        cmocka_unit_test(test_refused_sources),
+        cmocka_unit_test(test_refused_sources), cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_format_tools),    cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_source_bounds),
+        cmocka_unit_test(test_long_input),
     };
     return cmocka_run_group_tests_name("template", tests, NULL, NULL);
 }

@@ -8,15 +8,26 @@
 #include "text/jinja/jinja.h"
 #include "text/template.h"
 
+#define TM_CHAT_STOPS_MAX 8
+
 /* NULL members are empty, but for meta: NULL = no system part unless the conversation brings one. */
 typedef struct tm_chat_format {
     const char *name;
+    const char *start; /* in front of everything; NULL = what the tokenizer adds to a text */
+    const char *first; /* in front of a conversation without a system part */
     const char *system, *meta, *eosys;
     const char *user, *eoh;
     const char *assistant, *eoa;
     const char *separator; /* after eoa */
+    const char *prompt;    /* asks for an answer; NULL = `assistant` */
     const char *tool, *eotool;
-    bool raw; /* the texts of the messages, nothing around them */
+    const char *tools, *eotools; /* around the list of tools as JSON; NULL = tools have no place */
+    const char *call, *eocall;   /* around each call of the assistant; NULL = calls have no place */
+    const char *stops[TM_CHAT_STOPS_MAX];
+    bool raw;    /* the texts of the messages, nothing around them */
+    bool rounds; /* "[Round 1]" and so on before the texts of the user */
+    bool
+        infill; /* capability "infilling": text with <FILL> becomes a question for what is missing */
 } tm_chat_format;
 
 /* A named special token, a variable of Jinja templates. */
@@ -29,14 +40,17 @@ struct tm_template {
     const tm_chat_format *format; /* otherwise: static or `owned` */
     json_t *owned;                /* the JSON file behind `made`: owns its strings */
     tm_chat_format made;
-    char *prefix; /* what formats begin with: BOS and its like, as the tokenizer would add it */
-    size_t prefix_len;
+    bool infilling; /* the prompt is the text around <FILL> */
+    char *
+        prefix; /* what formats begin with: BOS and its like, as the tokenizer would add it; or NULL */
     tm_chat_name *names;
     int name_count;
 };
 
 /* A row by its name; NULL = none. */
 const tm_chat_format *tm_chat_builtin_find(const char *name);
+/* The row for a model's path by LMDeploy's rules; NULL = none. Base models have none. */
+const tm_chat_format *tm_chat_builtin_match(const char *path);
 /* "chatml, vicuna, ..." */
 void tm_chat_builtin_list(tm_buf *out);
 

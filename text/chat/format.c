@@ -26,45 +26,69 @@ static const struct {
     {"eotool", offsetof(tm_chat_format, eotool)},
 };
 
-static tm_status read_capability(const json_t *root, bool *raw, tm_err *err)
+static tm_status read_capability(const json_t *root, tm_template *t, tm_chat_format *f, tm_err *err)
 {
     static const struct {
         const char *name;
-        bool raw;
-    } rows[] = {{"chat", false}, {"completion", true}};
+        bool raw, fill;
+    } rows[] = {{"chat", false, false},
+                {"completion", true, false},
+                {"python", true, false},
+                {"infilling", true, true}};
     const char *name = NULL;
     TM_TRY(tm_json_str(root, "capability", &name, err));
     if (!name)
         return TM_OK;
     for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
-        if (strcmp(rows[i].name, name) == 0) {
-            *raw = rows[i].raw;
-            return TM_OK;
-        }
+        if (strcmp(rows[i].name, name) != 0)
+            continue;
+        if (rows[i].fill && !f->infill)
+            return TM_FAIL(err, TM_STATUS_UNSUPPORTED, "capability: %s cannot fill in", f->name);
+        f->raw = rows[i].raw;
+        t->infilling = rows[i].fill;
+        return TM_OK;
     }
-    return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
-                   "capability '%.40s': only chat and completion are supported", name);
+    return TM_FAIL(err, TM_STATUS_INVALID,
+                   "capability: '%.40s' is not chat, completion, infilling or python", name);
 }
 
-static tm_status read_fields(const json_t *root, tm_chat_format *f, tm_err *err)
+static tm_status read_stops(const json_t *root, tm_chat_format *f, tm_err *err)
+{
+    const json_t *list = tm_json_get(root, "stop_words");
+    if (!list)
+        return TM_OK;
+    if (!json_is_array(list) || json_array_size(list) > TM_CHAT_STOPS_MAX)
+        return TM_FAIL(err, TM_STATUS_INVALID, "stop_words: expected a list of at most %d strings",
+                       TM_CHAT_STOPS_MAX);
+    for (size_t i = 0; i < TM_CHAT_STOPS_MAX; i++) {
+        const json_t *word = json_array_get(list, i);
+        f->stops[i] = json_string_value(word);
+        if (word && (!f->stops[i] || !f->stops[i][0]))
+            return TM_FAIL(err, TM_STATUS_INVALID, "stop_words[%zu]: expected a string", i);
+    }
+    return TM_OK;
+}
+
+static tm_status read_fields(const json_t *root, tm_template *t, tm_chat_format *f, tm_err *err)
 {
     const char *name = NULL;
     if (!json_is_object(root))
         return TM_FAIL(err, TM_STATUS_INVALID, "expected an object, got %s",
                        tm_json_type_name(root));
     TM_TRY(tm_json_str(root, "model_name", &name, err));
-    if (!name)
-        return TM_FAIL(err, TM_STATUS_INVALID, "model_name is missing");
-    const tm_chat_format *base = tm_chat_builtin_find(name);
-    /* A name of its own starts from nothing: then there is no instruction by default either. */
-    *f = base ? *base : (tm_chat_format){.meta = NULL};
+    const tm_chat_format *base = name ? tm_chat_builtin_find(name) : NULL;
+    *f = base ? *base : (tm_chat_format){.name = "format", .meta = ""};
     for (size_t i = 0; i < TM_ARRAY_LEN(fields); i++) {
         const char *value = NULL;
         TM_TRY(tm_json_str(root, fields[i].key, &value, err));
         if (value)
             memcpy((char *)f + fields[i].offset, &value, sizeof(value));
     }
-    return read_capability(root, &f->raw, err);
+    /* A box for answers that was changed is also how answers are asked for. */
+    if (tm_json_get(root, "assistant"))
+        f->prompt = NULL;
+    TM_TRY(read_stops(root, f, err));
+    return read_capability(root, t, f, err);
 }
 
 tm_status tm_chat_format_read(tm_template *t, const char *data, size_t len, tm_err *err)
@@ -73,7 +97,7 @@ tm_status tm_chat_format_read(tm_template *t, const char *data, size_t len, tm_e
     tm_chat_format f;
     tm_status st = tm_json_parse(data, len, &root, err);
     if (st == TM_OK) {
-        st = read_fields(root, &f, err);
+        st = read_fields(root, t, &f, err);
         if (st != TM_OK)
             json_decref(root);
     }
@@ -119,105 +143,225 @@ bool tm_chat_text(const json_t *content, tm_buf *room, const char **text, size_t
     return true;
 }
 
-typedef struct role_box {
-    const char *role, *begin, *end;
-} role_box;
+typedef struct writer {
+    const tm_template *t;
+    const tm_chat_format *f;
+    tm_rendered r;
+    size_t cap; /* of r.input */
+    int round;
+    tm_err *err;
+} writer;
 
-static void put(tm_rendered *r, const char *s)
+static void put(writer *w, const char *s)
 {
     if (s)
-        tm_buf_puts(&r->text, s);
+        tm_buf_puts(&w->r.text, s);
 }
 
-/* The text of a message: from the request, so it is marked. input has room for one span a message. */
-static tm_status put_content(tm_rendered *r, const json_t *message, tm_err *err)
+/* Text of the request: it is marked. */
+static void put_input(writer *w, const char *text, size_t len)
+{
+    size_t begin = w->r.text.len;
+    if (len == 0 || !tm_buf_append(&w->r.text, text, len))
+        return;
+    if (w->r.input_count == w->cap) {
+        size_t cap = w->cap ? w->cap * 2 : 16;
+        tm_text_span *input = realloc(w->r.input, cap * sizeof(*input));
+        if (!input) {
+            w->r.text.failed = true;
+            return;
+        }
+        w->r.input = input;
+        w->cap = cap;
+    }
+    w->r.input[w->r.input_count++] = (tm_text_span){begin, w->r.text.len};
+}
+
+static tm_status put_json(writer *w, const json_t *v)
+{
+    char *s = json_dumps(v, JSON_ENCODE_ANY);
+    if (!s)
+        return TM_FAIL(w->err, TM_STATUS_NO_MEMORY, "out of memory for a prompt");
+    put_input(w, s, strlen(s));
+    free(s);
+    return TM_OK;
+}
+
+/* Code Llama's question for what stands at <FILL>. */
+static tm_status put_filling(writer *w, const char *text, size_t len)
+{
+    static const char gap[] = "<FILL>";
+    const size_t n = sizeof(gap) - 1;
+    const char *at = memmem(text, len, gap, n);
+    size_t before = at ? (size_t)(at - text) : len;
+    if (!at || memmem(at + n, len - before - n, gap, n))
+        return TM_FAIL(w->err, TM_STATUS_INVALID, "text to be filled in holds <FILL> once");
+    put(w, "<PRE> ");
+    put_input(w, text, before);
+    put(w, " <SUF>");
+    put_input(w, at + n, len - before - n);
+    put(w, " <MID>");
+    return TM_OK;
+}
+
+static tm_status put_content(writer *w, const json_t *message)
 {
     tm_buf room;
     const char *text;
     size_t len;
+    tm_status st = TM_OK;
     tm_buf_init(&room, 0);
-    bool ok = tm_chat_text(json_object_get(message, "content"), &room, &text, &len);
-    size_t begin = r->text.len;
-    if (ok && len > 0 && tm_buf_append(&r->text, text, len))
-        r->input[r->input_count++] = (tm_text_span){begin, r->text.len};
-    r->text.failed |= room.failed;
+    if (!tm_chat_text(json_object_get(message, "content"), &room, &text, &len))
+        st = TM_FAIL(w->err, TM_STATUS_INVALID, "the chat template takes messages of text only");
+    else if (w->t->infilling)
+        st = put_filling(w, text, len);
+    else
+        put_input(w, text, len);
+    w->r.text.failed |= room.failed;
     tm_buf_deinit(&room);
-    return ok ? TM_OK
-              : TM_FAIL(err, TM_STATUS_INVALID, "the chat template takes messages of text only");
+    return st;
 }
 
-static tm_status put_message(const tm_chat_format *f, tm_rendered *r, const json_t *message,
-                             bool open, tm_err *err)
+/* {"name": ..., "parameters": ...}; arguments that are JSON text are written as they are. */
+static tm_status put_call(writer *w, const json_t *call)
 {
-    const role_box boxes[] = {{"system", f->system, f->eosys},
-                              {"user", f->user, f->eoh},
-                              {"assistant", f->assistant, f->eoa},
-                              {"tool", f->tool, f->eotool}};
+    const json_t *fn = json_object_get(call, "function");
+    const json_t *name = json_object_get(fn, "name"), *args = json_object_get(fn, "arguments");
+    if (!json_is_string(name))
+        return TM_FAIL(w->err, TM_STATUS_INVALID, "a tool call has no function name");
+    put(w, w->f->call);
+    put(w, "{\"name\": ");
+    TM_TRY(put_json(w, name));
+    put(w, ", \"parameters\": ");
+    if (json_is_string(args))
+        put_input(w, json_string_value(args), json_string_length(args));
+    else if (args)
+        TM_TRY(put_json(w, args));
+    else
+        put(w, "{}");
+    put(w, "}");
+    put(w, w->f->eocall);
+    return TM_OK;
+}
+
+static tm_status put_calls(writer *w, const json_t *message)
+{
+    const json_t *calls = json_object_get(message, "tool_calls");
+    if (json_array_size(calls) == 0)
+        return TM_OK;
+    if (!w->f->call)
+        return TM_FAIL(w->err, TM_STATUS_INVALID,
+                       "the chat template %s has no place for tool calls", w->f->name);
+    for (size_t i = 0; i < json_array_size(calls); i++)
+        TM_TRY(put_call(w, json_array_get(calls, i)));
+    return TM_OK;
+}
+
+enum { SYSTEM, USER, ASSISTANT, TOOL };
+
+/* open: the message is to be continued, its end is left out. */
+static tm_status put_message(writer *w, const json_t *message, bool open)
+{
+    const tm_chat_format *f = w->f;
+    const struct {
+        const char *role, *begin, *end;
+    } boxes[] = {[SYSTEM] = {"system", f->system, f->eosys},
+                 [USER] = {"user", f->user, f->eoh},
+                 [ASSISTANT] = {"assistant", f->assistant, f->eoa},
+                 [TOOL] = {"tool", f->tool, f->eotool}};
     const char *role = json_string_value(json_object_get(message, "role"));
-    const role_box *box = NULL;
-    for (size_t i = 0; role && i < TM_ARRAY_LEN(boxes); i++)
-        if (strcmp(boxes[i].role, role) == 0)
-            box = &boxes[i];
-    if (!box || (box == &boxes[3] && !f->tool))
-        return TM_FAIL(err, TM_STATUS_INVALID,
-                       "the chat template has no place for the role '%.40s'", role ? role : "");
-    put(r, f->raw ? NULL : box->begin);
-    TM_TRY(put_content(r, message, err));
-    if (!f->raw && !open) {
-        put(r, box->end);
-        put(r, box == &boxes[2] ? f->separator : NULL);
+    size_t k = 0;
+    while (role && k < TM_ARRAY_LEN(boxes) && strcmp(boxes[k].role, role) != 0)
+        k++;
+    if (!role || k == TM_ARRAY_LEN(boxes) || (k == TOOL && !f->tool && !f->raw))
+        return TM_FAIL(w->err, TM_STATUS_INVALID,
+                       "the chat template %s has no place for the role '%.40s'", f->name,
+                       role ? role : "");
+    if (f->raw)
+        return put_content(w, message);
+    if (k == USER && f->rounds)
+        tm_buf_printf(&w->r.text, "[Round %d]\n\n", ++w->round);
+    put(w, boxes[k].begin);
+    TM_TRY(put_content(w, message));
+    if (k == ASSISTANT)
+        TM_TRY(put_calls(w, message));
+    if (!open) {
+        put(w, boxes[k].end);
+        put(w, k == ASSISTANT ? f->separator : NULL);
     }
     return TM_OK;
 }
 
-static bool is_role(const json_t *message, const char *role)
+static tm_status put_tools(writer *w, const json_t *tools)
 {
-    const char *s = json_string_value(json_object_get(message, "role"));
-    return s && strcmp(s, role) == 0;
+    if (json_array_size(tools) == 0 || w->f->raw)
+        return TM_OK;
+    if (!w->f->tools)
+        return TM_FAIL(w->err, TM_STATUS_INVALID, "the chat template %s has no place for tools",
+                       w->f->name);
+    put(w, w->f->tools);
+    TM_TRY(put_json(w, tools));
+    put(w, w->f->eotools);
+    return TM_OK;
 }
 
-/* The default instruction, and the tokens before everything unless the format writes them itself. */
-static void put_opening(const tm_template *t, const tm_render_args *a, tm_rendered *r)
+static bool begins(const char *text, const char *part)
 {
-    const tm_chat_format *f = t->format;
-    bool instruct = !f->raw && f->meta && !is_role(json_array_get(a->messages, 0), "system");
-    bool system = instruct || is_role(json_array_get(a->messages, 0), "system");
-    const char *first = f->raw ? "" : system ? f->system : f->user;
-    if (t->prefix_len > 0 && strncmp(first ? first : "", t->prefix, t->prefix_len) != 0)
-        tm_buf_append(&r->text, t->prefix, t->prefix_len);
-    if (!instruct)
-        return;
-    put(r, f->system);
-    put(r, f->meta);
-    put(r, f->eosys);
+    return text && strncmp(text, part, strlen(part)) == 0;
 }
 
-static tm_status render(const tm_template *t, const tm_render_args *a, tm_rendered *r, tm_err *err)
+/* What stands before the first message. The tokenizer's own beginning is not doubled when a box has it. */
+static void put_opening(writer *w, bool system)
 {
-    size_t i, n = json_array_size(a->messages);
-    json_t *m;
-    put_opening(t, a, r);
-    json_array_foreach((json_t *)(uintptr_t)a->messages, i, m)
-    {
-        TM_TRY(put_message(t->format, r, m, a->continue_final_message && i + 1 == n, err));
+    const tm_chat_format *f = w->f;
+    bool instruct = !f->raw && !system && f->meta;
+    const char *begin = f->raw                 ? NULL
+                        : (system || instruct) ? f->system
+                        : f->first             ? f->first
+                                               : f->user;
+    if (f->start && !f->raw)
+        put(w, f->start);
+    else if (w->t->prefix && !begins(begin, w->t->prefix))
+        put(w, w->t->prefix);
+    if (instruct) {
+        put(w, f->system);
+        put(w, f->meta);
+        put(w, f->eosys);
+    } else if (!system && !f->raw) {
+        put(w, f->first);
     }
-    if (a->add_generation_prompt && !t->format->raw)
-        put(r, t->format->assistant);
-    return r->text.failed ? TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a prompt") : TM_OK;
+}
+
+static tm_status write_all(writer *w, const tm_render_args *a)
+{
+    size_t n = json_array_size(a->messages);
+    const char *role = json_string_value(json_object_get(json_array_get(a->messages, 0), "role"));
+    bool system = role && strcmp(role, "system") == 0;
+    put_opening(w, system);
+    if (!system)
+        TM_TRY(put_tools(w, a->tools));
+    for (size_t i = 0; i < n; i++) {
+        bool open = a->continue_final_message && i + 1 == n;
+        TM_TRY(put_message(w, json_array_get(a->messages, i), open));
+        if (i == 0 && system)
+            TM_TRY(put_tools(w, a->tools));
+    }
+    if (a->add_generation_prompt && !w->f->raw)
+        put(w, w->f->prompt ? w->f->prompt : w->f->assistant);
+    return w->r.text.failed ? TM_FAIL(w->err, TM_STATUS_NO_MEMORY, "out of memory for a prompt")
+                            : TM_OK;
 }
 
 tm_status tm_chat_format_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,
                                 tm_err *err)
 {
-    tm_rendered r = {.input_count = 0};
-    tm_buf_init(&r.text, 0);
-    r.input = calloc(json_array_size(args->messages) + 1, sizeof(*r.input));
-    tm_status st = r.input ? render(t, args, &r, err)
-                           : TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a prompt");
+    writer w = {.t = t, .f = t->format, .err = err};
+    tm_buf_init(&w.r.text, 0);
+    tm_status st = write_all(&w, args);
     if (st != TM_OK) {
-        tm_rendered_deinit(&r);
+        tm_rendered_deinit(&w.r);
         return st;
     }
-    *out = r;
+    *out = w.r;
     return TM_OK;
 }

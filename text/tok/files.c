@@ -21,6 +21,7 @@ static const struct {
     {"chat_template.jinja", (size_t)1 << 20},
     {"chat_template.json", (size_t)1 << 20},
     {TM_TEXT_TOOLS_FILE, (size_t)1 << 20},
+    {"config.json", (size_t)4 << 20},
     {"vocab.json", (size_t)64 << 20},
     {"merges.txt", (size_t)64 << 20},
 };
