@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "cli/cmd.h"
+#include "common/check.h"
 
 extern char **environ;
 
@@ -69,6 +70,14 @@ tm_status tm_launch_exec(const tm_launch *l, tm_err *err)
     return TM_FAIL(err, errno == ENOENT ? TM_STATUS_CONFIG : TM_STATUS_IO, "cannot start %s: %s%s",
                    l->argv[0], strerror(errno),
                    errno == ENOENT ? " (is the package installed?)" : "");
+}
+
+tm_status tm_launch_tied(tm_launch *l, tm_err *err)
+{
+    static const char *const words[] = {"setpriv", "--pdeathsig", "TERM", "--"};
+    for (size_t i = 0; i < TM_ARRAY_LEN(words); i++)
+        TM_TRY(tm_launch_add(l, words[i], err));
+    return TM_OK;
 }
 
 tm_status tm_launch_spawn(const tm_launch *l, pid_t *pid, tm_err *err)

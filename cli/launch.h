@@ -21,6 +21,9 @@ tm_status tm_launch_program(char *out, size_t size, const char *name, tm_err *er
 tm_status tm_launch_add(tm_launch *l, const char *arg, tm_err *err);
 /* For ranks > 1: the mpirun words that start `ranks` processes of one group on this host. */
 tm_status tm_launch_mpirun(tm_launch *l, int ranks, tm_err *err);
+/* First of all words, when the child shall get SIGTERM however its parent ends: setpriv of util-linux sets the
+ * death signal, which posix_spawn cannot. The caller's thread is the parent and must live as long. */
+tm_status tm_launch_tied(tm_launch *l, tm_err *err);
 /* Replaces this process; returns only on failure. */
 tm_status tm_launch_exec(const tm_launch *l, tm_err *err);
 /* Starts a child in a process group of its own. Its

@@ -112,6 +112,7 @@ static tm_status start_group(serve *s, tm_err *err)
     words w = {0};
     char program[4096], share[64];
     TM_TRY(tm_launch_program(program, sizeof program, "turbomesh-worker", err));
+    TM_TRY(tm_launch_tied(&l, err));
     if (o->tp > 1)
         TM_TRY(tm_launch_mpirun(&l, (int)o->tp, err));
     TM_TRY(tm_launch_add(&l, program, err));
@@ -140,6 +141,7 @@ static tm_status start_router(serve *s, tm_err *err)
     TM_TRY(tm_launch_program(program, sizeof program, "turbomesh-router", err));
     snprintf(workers, sizeof workers, "127.0.0.1:%d", s->group_port);
     snprintf(drain, sizeof drain, "%lldms", (long long)o->drain_ms);
+    TM_TRY(tm_launch_tied(&l, err));
     TM_TRY(tm_launch_add(&l, program, err));
     TM_TRY(add_str(&l, "--host", o->host, err));
     TM_TRY(add_int(&l, &w, "--port", o->port, err));

@@ -152,11 +152,11 @@ static void test_users(void **state)
     etcd_kill(&e);
     etcd_start(&e);
     assert_int_equal(tm_etcd_put(e.url, "/p/second", "x", &err), TM_OK);
-    WAIT(atomic_load(&g_count) == 2, 12000);
+    WAIT(atomic_load(&g_count) == 2, 30000);
     tm_sleep_ms(4000);
     assert_true(tm_etcd_reg_active(r));
     tm_etcd_reg_destroy(r, 2000);
-    WAIT(atomic_load(&g_count) == 1, 3000);
+    WAIT(atomic_load(&g_count) == 1, 30000);
     tm_etcd_watch_destroy(w);
     tm_etcd_set_access(NULL, NULL);
     etcd_remove(&e);
