@@ -12,8 +12,6 @@
 #include "common/file.h"
 #include "common/log.h"
 
-extern struct event_base *fake_base;
-
 static const char *const RIG_HEADERS[] = {
     "content-type",
     "x-request-id",
@@ -33,7 +31,7 @@ static const char *const RIG_HEADERS[] = {
     "transfer-encoding",
 };
 
-static void load_served(void)
+void fake_load_served(void)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "config.json",
                                         "generation_config.json"};
@@ -67,7 +65,7 @@ void rig_start(rig *r, const rig_opts *given)
     tm_log_init("api_test", getenv("TM_TEST_LOG") ? TM_LOG_DEBUG : TM_LOG_ERROR, TM_LOG_TEXT);
     *r = (rig){.base = event_base_new(), .metrics = tm_metrics_create()};
     fake_base = r->base;
-    load_served();
+    fake_load_served();
     fake_reset();
     if (tm_keys_create(&r->keys, o.key_file, &err) != TM_OK)
         fail_msg("%s", err.msg);

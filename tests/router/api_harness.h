@@ -61,8 +61,10 @@ typedef struct fake_dispatch {
 } fake_dispatch;
 
 extern fake_dispatch fake;
+extern struct event_base *fake_base;
 extern tm_served *fake_served; /* models/demo-20m under the name "demo" */
 
+void fake_load_served(void);
 void fake_reset(void);
 /* The text's tokens as the answer of every generation; the stop id of the model follows when eos. */
 void fake_answer(const char *text, bool eos);

@@ -62,7 +62,8 @@ tm_status tm_added_put(tm_added *a, const tm_added_token *t, tm_err *err)
 void tm_added_build(tm_added *a)
 {
     /* Equal texts lie side by side in the order of arrival; the one put last wins. */
-    qsort(a->v, a->n, sizeof(*a->v), compare_order);
+    if (a->n > 1)
+        qsort(a->v, a->n, sizeof(*a->v), compare_order);
     size_t n = 0;
     for (size_t i = 0; i < a->n; i++) {
         if (n > 0 && compare(&a->v[n - 1], &a->v[i]) == 0)
