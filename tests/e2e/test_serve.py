@@ -16,7 +16,7 @@ from cluster import BIN, MODEL, SLOW, free_port, processes, wait_until
 class Serve:
     def __init__(self, *args):
         self.port = free_port()
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("a+")  # append: reading moves the offset that the children share
         self.name = f"serve-{self.port}"
         self.p = subprocess.Popen([os.path.join(BIN, "turbomesh"), "serve", MODEL, "--port", str(self.port),
                                    "--served-model-name", self.name, *map(str, args)],
@@ -58,7 +58,7 @@ class Serve:
 def test_serves_and_ends(tp):
     with Serve("--tp", tp) as s:
         assert "Paris" in s.ask()
-        banner = wait_until("the banner", lambda: "KV cache" in s.text() and s.text(), 10)
+        banner = wait_until("the banner", lambda: "try       curl" in s.text() and s.text(), 10)
         assert s.name in banner and f"http://127.0.0.1:{s.port}" in banner
         assert float(re.search(r"memory\s+([0-9.]+) MiB weights", banner)[1]) > 10
         assert int(re.search(r"KV cache\s+(\d+) blocks", banner)[1]) > 0
