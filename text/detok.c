@@ -229,12 +229,11 @@ bool tm_detok_push(tm_detok *d, int32_t id, tm_buf *text)
         return true;
     if (!s || (d->skip_special && tm_tokenizer_is_special(d->t, id)))
         return false;
-    if (!d->started && len > 0) {
-        d->started = true;
-        if (d->t->strip_first_space && s[0] == ' ') {
-            s++;
-            len--;
-        }
+    for (bool skip = true; skip && !d->started && len > 0;) {
+        skip = s[0] == ' ' && (d->t->strip_first_space || d->t->strip_all_spaces);
+        d->started = !skip || !d->t->strip_all_spaces;
+        s += skip;
+        len -= skip;
     }
     return put_bytes(d, s, len, text);
 }

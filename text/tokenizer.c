@@ -16,13 +16,45 @@
 
 /* ---- loading -------------------------------------------------------------------------------------------- */
 
+typedef tm_status (*load_fn)(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
+                             tm_err *err);
+
+static bool is_any(const tm_text_file *f)
+{
+    (void)f;
+    return true;
+}
+
+/* Two formats share the name tokenizer.model: protobuf, whose first field is a piece, and lines of base64. */
+static bool is_sentencepiece(const tm_text_file *f)
+{
+    return f->len == 0 || f->data[0] == 0x0A;
+}
+
+/* In the order of preference. A name that begins with '*' is an ending. */
 static const struct {
     const char *file;
-    tm_status (*load)(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
-                      tm_err *err);
+    bool (*is)(const tm_text_file *f);
+    load_fn load;
 } kinds[] = {
-    {"tokenizer.json", tm_tok_load_hf},
+    {"tokenizer.json", is_any, tm_tok_load_hf},
+    {"tokenizer.model", is_sentencepiece, tm_tok_load_sp},
+    {"tokenizer.model", is_any, tm_tok_load_tiktoken},
+    {"*.tiktoken", is_any, tm_tok_load_tiktoken},
 };
+
+static const tm_text_file *find_kind(const tm_text_file *files, int count, size_t k)
+{
+    const char *name = kinds[k].file;
+    for (int i = 0; i < count; i++) {
+        size_t n = strlen(files[i].name), end = strlen(name + 1);
+        bool same = name[0] == '*' ? n > end && strcmp(files[i].name + n - end, name + 1) == 0
+                                   : strcmp(files[i].name, name) == 0;
+        if (same && kinds[k].is(&files[i]))
+            return &files[i];
+    }
+    return NULL;
+}
 
 static tm_status load_kind(tm_tokenizer *t, const tm_text_file *files, int count, tm_err *err)
 {
@@ -31,7 +63,7 @@ static tm_status load_kind(tm_tokenizer *t, const tm_text_file *files, int count
     tm_status st = TM_OK;
     const tm_text_file *f = NULL;
     for (size_t i = 0; i < TM_ARRAY_LEN(kinds) && !f; i++) {
-        f = tm_text_file_find(files, count, kinds[i].file);
+        f = find_kind(files, count, i);
         if (!f)
             continue;
         st = f->len <= TM_TOKENIZER_FILE_MAX
@@ -42,7 +74,9 @@ static tm_status load_kind(tm_tokenizer *t, const tm_text_file *files, int count
             tm_err_prefix(err, "%s", f->name);
     }
     if (!f)
-        st = TM_FAIL(err, TM_STATUS_NOT_FOUND, "the model has no tokenizer file (tokenizer.json)");
+        st = TM_FAIL(
+            err, TM_STATUS_NOT_FOUND,
+            "the model has no tokenizer file (tokenizer.json, tokenizer.model, *.tiktoken)");
     tm_tok_config_deinit(&c);
     return st;
 }
@@ -74,6 +108,11 @@ void tm_tokenizer_destroy(tm_tokenizer *t)
     tm_added_deinit(&t->added[0]);
     tm_added_deinit(&t->added[1]);
     tm_bpe_deinit(&t->bpe);
+    tm_unigram_destroy(t->unigram);
+    tm_charsmap_deinit(&t->spnorm.map);
+    for (int32_t i = 0; i < t->unused_n; i++)
+        tm_ids_deinit(&t->unused[i]);
+    free(t->unused);
     tm_ids_deinit(&t->prefix);
     tm_ids_deinit(&t->suffix);
     for (int i = 0; i < t->name_count; i++) {
@@ -135,7 +174,8 @@ tm_status tm_tok_add(tm_tokenizer *t, const tm_added_spec *a, tm_err *err)
                           .special = a->special,
                           .lstrip = a->lstrip,
                           .rstrip = a->rstrip,
-                          .single_word = a->single_word};
+                          .single_word = a->single_word,
+                          .guarded = a->guarded};
     const char *text = a->text;
     size_t len = a->len;
     tm_status st = a->normalized && t->norm ? tm_norm_run(t->norm, &w, &text, &len, err) : TM_OK;
@@ -320,7 +360,9 @@ tm_status tm_tokenizer_decode(const tm_tokenizer *t, const int32_t *ids, size_t 
         if (p && !(skip_special && tm_tokenizer_is_special(t, ids[i])))
             tm_buf_append(&raw, p, n);
     }
-    size_t skip = t->strip_first_space && raw.len > 0 && raw.data[0] == ' ';
+    size_t skip = 0, skip_max = t->strip_all_spaces ? raw.len : t->strip_first_space;
+    while (skip < skip_max && skip < raw.len && raw.data[skip] == ' ')
+        skip++;
     if (raw.len > skip)
         tm_utf8_append_lossy(&out, raw.data + skip, raw.len - skip, t->per_byte);
     tm_buf_reserve(&out, 1);

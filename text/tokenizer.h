@@ -1,5 +1,5 @@
-/* Tokenizers: text to ids and back. One interface, several kinds behind a table of functions (byte-level
- * BPE from tokenizer.json now; SentencePiece and tiktoken come as further rows of tokenizer.c).
+/* Tokenizers: text to ids and back. One interface, several kinds behind a table of functions (tokenizer.json,
+ * SentencePiece's tokenizer.model, tiktoken's ranks).
  *
  * A tokenizer is immutable after loading and may be used from any thread. Text is (pointer, length) and may
  * hold NUL. Files are input: unknown components, merges that name unknown tokens and values over the

@@ -13,6 +13,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "text/tok/files.h"
 #include "text/tokenizer.h"
 
 #define DEMO "models/demo-20m"
@@ -103,6 +104,35 @@ static const json_t *first_of(const json_t *c, const char *a, const char *b, con
     return NULL;
 }
 
+/* Folders without a tokenizer_config.json get one from what the case file says about the tokenizer. */
+static tm_tokenizer *load_for_cases(const char *dir, const json_t *settings, bool legacy)
+{
+    tm_text_files files = {.count = 0};
+    tm_tokenizer *t = NULL;
+    tm_err err = TM_ERR_INIT;
+    char config[200];
+    assert_int_equal(tm_text_files_load(&files, dir, &err), TM_OK);
+    tm_text_file all[TM_TEXT_FILES_MAX + 1];
+    int n = files.count;
+    bool has_config = false;
+    for (int i = 0; i < n; i++) {
+        all[i] = files.v[i];
+        has_config |= strcmp(all[i].name, "tokenizer_config.json") == 0;
+    }
+    if (!has_config) {
+        snprintf(config, sizeof(config),
+                 "{\"add_bos_token\": %s, \"add_eos_token\": %s, \"legacy\": %s}",
+                 json_is_true(json_object_get(settings, "add_bos")) ? "true" : "false",
+                 json_is_true(json_object_get(settings, "add_eos")) ? "true" : "false",
+                 legacy ? "true" : "false");
+        all[n++] = (tm_text_file){"tokenizer_config.json", config, strlen(config)};
+    }
+    if (tm_tokenizer_create(&t, all, n, &err) != TM_OK)
+        fail_msg("%s: %s", dir, err.msg);
+    tm_text_files_deinit(&files);
+    return t;
+}
+
 static void run_cases(const char *name)
 {
     const char *shared = getenv("TM_SHARED");
@@ -114,7 +144,9 @@ static void run_cases(const char *name)
         skip();
     }
     json_t *file = load_json(path);
-    tm_tokenizer *t = load(dir);
+    const json_t *settings = json_object_get(file, "settings");
+    tm_tokenizer *t = load_for_cases(dir, settings, false);
+    tm_tokenizer *legacy = load_for_cases(dir, settings, true);
     tally y = {.dir = name};
     size_t i;
     json_t *c;
@@ -123,6 +155,7 @@ static void run_cases(const char *name)
         check_encode(&y, t, c, "ids", (tm_encode_opts){0});
         check_encode(&y, t, c, "ids_special", (tm_encode_opts){.add_special = true});
         check_encode(&y, t, c, "ids_plain", (tm_encode_opts){.plain = true});
+        check_encode(&y, legacy, c, "ids_legacy", (tm_encode_opts){0});
         check_decode(&y, t, c, "ids", false, json_object_get(c, "decoded"), "decoded");
         check_decode(&y, t, c, "ids_special", true, first_of(c, "decoded_skip", "decoded", ""),
                      "decoded_skip");
@@ -137,7 +170,38 @@ static void run_cases(const char *name)
     assert_int_equal(y.wrong, 0);
     assert_true(y.checks > 1000);
     tm_tokenizer_destroy(t);
+    tm_tokenizer_destroy(legacy);
     json_decref(file);
+}
+
+static void test_llama2(void **state)
+{
+    (void)state;
+    run_cases("llama2");
+}
+
+static void test_internlm2(void **state)
+{
+    (void)state;
+    run_cases("internlm2");
+}
+
+static void test_mistral_v3(void **state)
+{
+    (void)state;
+    run_cases("mistral-v3");
+}
+
+static void test_unigram(void **state)
+{
+    (void)state;
+    run_cases("unigram-bytefallback");
+}
+
+static void test_qwen(void **state)
+{
+    (void)state;
+    run_cases("qwen");
 }
 
 static void test_qwen25(void **state)
@@ -271,7 +335,14 @@ static void check_injection(const char *dir)
 static void test_injection(void **state)
 {
     (void)state;
-    static const char *const names[] = {"qwen2.5", "llama3.1", "falcon"};
+    static const char *const names[] = {"qwen2.5",
+                                        "llama3.1",
+                                        "falcon",
+                                        "llama2",
+                                        "internlm2",
+                                        "mistral-v3",
+                                        "unigram-bytefallback",
+                                        "qwen"};
     check_injection(DEMO);
     for (size_t i = 0; i < TM_ARRAY_LEN(names); i++) {
         const char *shared = getenv("TM_SHARED");
@@ -444,11 +515,14 @@ static void test_added_flags(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_qwen25),      cmocka_unit_test(test_llama31),
-        cmocka_unit_test(test_falcon),      cmocka_unit_test(test_demo_golden),
-        cmocka_unit_test(test_input_spans), cmocka_unit_test(test_injection),
-        cmocka_unit_test(test_long_word),   cmocka_unit_test(test_bad_text),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_added_flags),
+        cmocka_unit_test(test_llama2),      cmocka_unit_test(test_internlm2),
+        cmocka_unit_test(test_mistral_v3),  cmocka_unit_test(test_unigram),
+        cmocka_unit_test(test_qwen),        cmocka_unit_test(test_qwen25),
+        cmocka_unit_test(test_llama31),     cmocka_unit_test(test_falcon),
+        cmocka_unit_test(test_demo_golden), cmocka_unit_test(test_input_spans),
+        cmocka_unit_test(test_injection),   cmocka_unit_test(test_long_word),
+        cmocka_unit_test(test_bad_text),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_added_flags),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, NULL, NULL);
 }

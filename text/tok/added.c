@@ -180,7 +180,9 @@ bool tm_added_next(tm_added_scan *s, tm_added_match *m)
         }
         *m = (tm_added_match){s->pos, s->pos + t->len, t};
         s->pos = m->end;
-        if (t->special && (s->rules->plain || touches_input(s, m->begin, m->end)))
+        if (t->special && s->rules->plain)
+            continue;
+        if ((t->special || t->guarded) && touches_input(s, m->begin, m->end))
             continue;
         if (t->single_word && !stands_alone(s, m->begin, m->end))
             continue;

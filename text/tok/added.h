@@ -16,6 +16,7 @@ typedef struct tm_added_token {
     int32_t id;
     uint32_t order; /* of arrival; set by tm_added_put */
     bool special, lstrip, rstrip, single_word;
+    bool guarded; /* an ordinary token, but never recognised in user text (roles of old models) */
 } tm_added_token;
 
 typedef struct tm_added {

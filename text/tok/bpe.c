@@ -14,7 +14,7 @@
 
 void tm_bpe_init(tm_bpe *b, const tm_vocab *vocab)
 {
-    *b = (tm_bpe){.vocab = vocab, .unk = -1, .visible = INT32_MAX};
+    *b = (tm_bpe){.vocab = vocab, .unk = -1};
     memset(b->byte_id, 0xFF, sizeof(b->byte_id));
 }
 
@@ -120,7 +120,7 @@ static void emit(const tm_bpe *b, int32_t id, int32_t *last, tm_ids *out)
     *last = id;
     if (id < 0 || (b->fuse_unk && id == b->unk && before == b->unk))
         return;
-    if (b->expand && (id >= b->visible || (b->vocab->tokens[id].flags & TM_TOKEN_HIDDEN)))
+    if (b->expand && (b->vocab->tokens[id].flags & TM_TOKEN_HIDDEN))
         b->expand(b->expand_ctx, id, out);
     else
         tm_ids_push(out, id);
@@ -323,6 +323,21 @@ void tm_bpe_encode(const tm_bpe *b, const char *piece, size_t len, tm_ids *out)
         tm_ids_push(out, id);
     else
         merge_piece(b, piece, len, out);
+}
+
+void tm_bpe_encode_without(tm_bpe *b, const char *piece, size_t len, int32_t id, tm_ids *out)
+{
+    uint32_t rank = NO_RANK;
+    for (uint32_t i = 0; i <= b->mask; i++) {
+        if (b->rules[i].pair != UINT64_MAX && b->rules[i].id == id) {
+            rank = b->rules[i].rank;
+            b->rules[i].rank = NO_RANK;
+        }
+    }
+    merge_piece(b, piece, len, out);
+    for (uint32_t i = 0; i <= b->mask; i++)
+        if (b->rules[i].pair != UINT64_MAX && b->rules[i].id == id)
+            b->rules[i].rank = rank;
 }
 
 tm_status tm_bpe_finish(tm_bpe *b, tm_vocab *vocab, tm_err *err)

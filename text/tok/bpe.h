@@ -28,8 +28,7 @@ typedef struct tm_bpe {
     int32_t unk;          /* -1 = symbols without an id are dropped */
     bool fuse_unk;        /* a run of unknown symbols is one unk */
     bool whole_first;     /* a piece that is a token is taken without merging */
-    int32_t visible;      /* ids from here on exist only while merging (tm_bpe_expand_fn) */
-    /* Replaces an id >= visible, or an unused one, in the result; NULL = not needed. */
+    /* Replaces a hidden id in the result; NULL = not needed. */
     void (*expand)(const void *ctx, int32_t id, tm_ids *out);
     const void *expand_ctx;
 } tm_bpe;
@@ -44,5 +43,7 @@ tm_status tm_bpe_finish(tm_bpe *b, tm_vocab *vocab, tm_err *err);
 
 /* Appends the ids of one piece; a failed allocation shows in out->failed. */
 void tm_bpe_encode(const tm_bpe *b, const char *piece, size_t len, tm_ids *out);
+/* The same by merging alone, as if no rule made `id`. While loading. */
+void tm_bpe_encode_without(tm_bpe *b, const char *piece, size_t len, int32_t id, tm_ids *out);
 
 #endif

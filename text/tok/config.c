@@ -66,7 +66,7 @@ static const json_t *token_text(const json_t *v)
     return json_is_string(v) ? v : NULL;
 }
 
-static tm_status add_name(tm_tokenizer *t, const char *name, const char *value, tm_err *err)
+tm_status tm_tok_name(tm_tokenizer *t, const char *name, const char *value, tm_err *err)
 {
     if (t->name_count == TM_SPECIAL_NAMES_MAX || tm_tokenizer_special(t, name))
         return TM_OK;
@@ -100,7 +100,7 @@ static tm_status apply_names(tm_tokenizer *t, const json_t *from, tm_err *err)
         const json_t *text = token_text(json_object_get(from, named_tokens[i]));
         if (!text)
             continue;
-        TM_TRY(add_name(t, named_tokens[i], json_string_value(text), err));
+        TM_TRY(tm_tok_name(t, named_tokens[i], json_string_value(text), err));
         TM_TRY(add_special_text(t, text, err));
     }
     static const char *const lists[] = {"additional_special_tokens", "extra_special_tokens"};
@@ -196,21 +196,25 @@ tm_status tm_tok_config_apply(const tm_tok_config *c, tm_tokenizer *t, tm_err *e
     return TM_OK;
 }
 
+bool tm_tok_config_class(const tm_tok_config *c, const char *name)
+{
+    const char *is = NULL;
+    size_t n = strlen(name);
+    if (!c->config || tm_json_str(c->config, "tokenizer_class", &is, NULL) != TM_OK || !is)
+        return false;
+    return strncmp(is, name, n) == 0 && (!is[n] || strcmp(is + n, "Fast") == 0);
+}
+
 /* Only these classes build their own post-processor from the two flags; the generic fast class keeps what
  * the tokenizer's file says. */
-static bool class_obeys_flags(const json_t *config)
+static bool class_obeys_flags(const tm_tok_config *c)
 {
     static const char *const classes[] = {
         "LlamaTokenizer",     "CodeLlamaTokenizer", "GemmaTokenizer",   "CohereTokenizer",
         "InternLM2Tokenizer", "InternLMTokenizer",  "BaichuanTokenizer"};
-    const char *name = NULL;
-    if (tm_json_str(config, "tokenizer_class", &name, NULL) != TM_OK || !name)
-        return false;
-    for (size_t i = 0; i < TM_ARRAY_LEN(classes); i++) {
-        size_t n = strlen(classes[i]);
-        if (strncmp(name, classes[i], n) == 0 && (!name[n] || strcmp(name + n, "Fast") == 0))
+    for (size_t i = 0; i < TM_ARRAY_LEN(classes); i++)
+        if (tm_tok_config_class(c, classes[i]))
             return true;
-    }
     return false;
 }
 
@@ -231,9 +235,9 @@ static tm_status set_end(tm_tokenizer *t, const json_t *config, const char *flag
     return tm_ids_push(ids, id) ? TM_OK : TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
 }
 
-tm_status tm_tok_config_ends(const tm_tok_config *c, tm_tokenizer *t, tm_err *err)
+tm_status tm_tok_config_ends(const tm_tok_config *c, tm_tokenizer *t, bool always, tm_err *err)
 {
-    if (!c->config || !class_obeys_flags(c->config))
+    if (!c->config || !(always || class_obeys_flags(c)))
         return TM_OK;
     TM_TRY(set_end(t, c->config, "add_bos_token", "bos_token", &t->prefix, err));
     return set_end(t, c->config, "add_eos_token", "eos_token", &t->suffix, err);

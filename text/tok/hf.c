@@ -351,7 +351,7 @@ static tm_status load_all(loader *l, const tm_tok_config *c)
         in_section(load_post(l, tm_json_get(tree, "post_processor"), 0), "post_processor", l->err));
     if (t->prefix.failed || t->suffix.failed)
         return TM_FAIL(l->err, TM_STATUS_NO_MEMORY, "out of memory");
-    return tm_tok_config_ends(c, t, l->err);
+    return tm_tok_config_ends(c, t, false, l->err);
 }
 
 tm_status tm_tok_load_hf(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,

@@ -33,6 +33,7 @@ struct stage {
     unsigned classes; /* split at characters of these classes */
     bool ascii_punct; /* ... and at ASCII symbols */
     bool prefix_space, prefix_first, split;
+    const tm_spnorm *sp;
 };
 
 struct tm_pretok {
@@ -285,6 +286,15 @@ static tm_status run_metaspace(const stage *s, tm_pieces *p, const char *text, b
     return s->split ? run_split(s, p, p->text, at_start, err) : TM_OK;
 }
 
+static tm_status run_sp(const stage *s, tm_pieces *p, const char *text, bool at_start, tm_err *err)
+{
+    tm_buf *b = other_buf(p, text);
+    tm_range all = p->ranges.n ? p->ranges.v[0] : (tm_range){0, 0};
+    p->ranges.n = 0;
+    tm_spnorm_run(s->sp, text + all.begin, all.end - all.begin, at_start, b, &p->ranges);
+    return finish_rewrite(p, b, err);
+}
+
 /* ---- loading -------------------------------------------------------------------------------------------- */
 
 static stage *new_stage(tm_pretok *p, stage_fn run, tm_err *err)
@@ -529,6 +539,16 @@ tm_status tm_pretok_create_split(tm_pretok **out, const char *pattern, tm_err *e
         tm_pretok_destroy(p);
         return st;
     }
+    *out = p;
+    return TM_OK;
+}
+
+tm_status tm_pretok_create_sp(tm_pretok **out, const tm_spnorm *n, tm_err *err)
+{
+    tm_pretok *p = calloc(1, sizeof(*p));
+    if (!p)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
+    new_stage(p, run_sp, err)->sp = n;
     *out = p;
     return TM_OK;
 }

@@ -7,6 +7,7 @@
 
 #include "common/buf.h"
 #include "common/status.h"
+#include "text/tok/spnorm.h"
 #include "text/tok/vec.h"
 
 typedef struct tm_pretok tm_pretok;
@@ -15,6 +16,8 @@ typedef struct tm_pretok tm_pretok;
 tm_status tm_pretok_create(tm_pretok **out, const json_t *v, tm_err *err);
 /* A single Split stage, Isolated, with this pattern (tiktoken). */
 tm_status tm_pretok_create_split(tm_pretok **out, const char *pattern, tm_err *err);
+/* SentencePiece's preparation; n must outlive the result. */
+tm_status tm_pretok_create_sp(tm_pretok **out, const tm_spnorm *n, tm_err *err);
 void tm_pretok_destroy(tm_pretok *p);
 bool tm_pretok_is_byte_level(const tm_pretok *p);
 

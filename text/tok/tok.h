@@ -8,6 +8,8 @@
 #include "text/tok/bpe.h"
 #include "text/tok/norm.h"
 #include "text/tok/pretok.h"
+#include "text/tok/spnorm.h"
+#include "text/tok/unigram.h"
 #include "text/tok/vec.h"
 #include "text/tok/vocab.h"
 #include "text/tokenizer.h"
@@ -26,10 +28,15 @@ struct tm_tokenizer {
     tm_pretok *pretok;
     tm_added added[2]; /* matched on the raw text, on the normalised text */
     tm_bpe bpe;
+    tm_unigram *unigram;
+    tm_spnorm spnorm; /* SentencePiece models only */
+    tm_ids *unused;   /* by id: what an unused piece is written as; NULL = there are none */
+    int32_t unused_n;
     /* The model: the ids of one piece. */
     void (*model)(const tm_tokenizer *t, const char *piece, size_t len, tm_ids *out);
     tm_ids prefix, suffix;  /* what add_special puts around the text */
     bool strip_first_space; /* decoding drops one space at the start of the sequence */
+    bool strip_all_spaces;  /* ... or all of them */
     bool per_byte;          /* a wrong byte is one U+FFFD (SentencePiece), not a wrong part */
     tm_special_name names[TM_SPECIAL_NAMES_MAX];
     int name_count;
@@ -47,14 +54,19 @@ tm_status tm_tok_config_read(tm_tok_config *out, const tm_text_file *files, int 
 void tm_tok_config_deinit(tm_tok_config *c);
 /* Adds the tokens and names that these files declare. To be called after the vocabulary was indexed. */
 tm_status tm_tok_config_apply(const tm_tok_config *c, tm_tokenizer *t, tm_err *err);
-/* add_bos_token / add_eos_token where the tokenizer class obeys them: may change prefix and suffix. */
-tm_status tm_tok_config_ends(const tm_tok_config *c, tm_tokenizer *t, tm_err *err);
+/* add_bos_token / add_eos_token where the tokenizer class obeys them (always, if so told): may change prefix
+ * and suffix. */
+tm_status tm_tok_config_ends(const tm_tok_config *c, tm_tokenizer *t, bool always, tm_err *err);
+/* Names a special token, unless the name is taken. */
+tm_status tm_tok_name(tm_tokenizer *t, const char *name, const char *value, tm_err *err);
+/* Is tokenizer_class this class, or its "Fast" twin? */
+bool tm_tok_config_class(const tm_tok_config *c, const char *name);
 
 typedef struct tm_added_spec {
     const char *text;
     size_t len;
     int32_t id; /* -1 = only if the vocabulary has it */
-    bool special, normalized, lstrip, rstrip, single_word;
+    bool special, normalized, lstrip, rstrip, single_word, guarded;
 } tm_added_spec;
 
 /* Declares an added token: gives it its flags, an entry in the vocabulary and a place in the matcher. */
@@ -67,5 +79,9 @@ const tm_text_file *tm_text_file_find(const tm_text_file *files, int count, cons
 /* Loaders: fill *t, which is zeroed but for empty containers. */
 tm_status tm_tok_load_hf(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
                          tm_err *err);
+tm_status tm_tok_load_sp(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
+                         tm_err *err);
+tm_status tm_tok_load_tiktoken(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
+                               tm_err *err);
 
 #endif
