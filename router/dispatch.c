@@ -28,10 +28,13 @@ struct tm_dispatch {
     tm_links *links;
     tm_etcd_watch *watch;
     struct event *mail, *timer;
-    tm_series *relists;
+    tm_series *relists, *revision;
     uint64_t relists_seen;
 };
 
+static const tm_metric_desc REVISION = {.name = "turbomesh_etcd_revision",
+                                        .help = "Revision of the last member list.",
+                                        .kind = TM_METRIC_GAUGE};
 static const tm_metric_desc RELISTS = {.name = "turbomesh_etcd_relist_total",
                                        .help = "Complete listings of the members.",
                                        .kind = TM_METRIC_COUNTER};
@@ -40,6 +43,8 @@ static const tm_metric_desc RELISTS = {.name = "turbomesh_etcd_relist_total",
 
 typedef struct members_note {
     tm_note note;
+    tm_series *revision_seen;
+    int64_t revision;
     tm_member_list list;
 } members_note;
 
@@ -50,7 +55,9 @@ typedef struct state_note {
 
 static void act_members(void *pool, tm_note *n)
 {
-    tm_pool_on_members(pool, &((members_note *)(void *)n)->list);
+    members_note *m = (members_note *)(void *)n;
+    tm_series_set(m->revision_seen, (double)m->revision);
+    tm_pool_on_members(pool, &m->list);
 }
 
 static void drop_members(tm_note *n)
@@ -72,6 +79,8 @@ static void on_list(void *user, const tm_etcd_kv *kvs, int count, int64_t revisi
     if (n->list.ignored > 0)
         tm_log(TM_LOG_WARN, "members", "%d of %d registrations cannot be used", n->list.ignored,
                count);
+    n->revision_seen = d->revision;
+    n->revision = revision;
     n->note = (tm_note){.bytes = sizeof(*n), .act = act_members, .drop = drop_members};
     (void)tm_mailbox_post(d->mailbox, &n->note, true);
 }
@@ -182,6 +191,7 @@ tm_status tm_dispatch_create(tm_dispatch **out, const tm_dispatch_opts *o, tm_er
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for dispatch");
     tm_status st;
     d->relists = tm_metrics_series(o->metrics, &RELISTS, NULL);
+    d->revision = tm_metrics_series(o->metrics, &REVISION, NULL);
     TM_TRY_GOTO(tm_mailbox_create(&d->mailbox, NOTES_MAX, NOTE_BYTES_MAX, err), err_destroy);
     TM_TRY_GOTO(tm_links_create(&d->links, d->mailbox, o->chat_template, err), err_destroy);
     tm_pool_opts po = pool_opts(d, o);

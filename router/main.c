@@ -34,8 +34,8 @@ static tm_status run(const tm_router_opts *o, tm_err *err)
     TM_TRY(tm_router_create(&r, o, err));
     tm_status st = o->port_file ? write_port(o->port_file, tm_router_port(r), err) : TM_OK;
     if (st == TM_OK) {
-        tm_log(TM_LOG_INFO, "listening", "http://%s:%d version %s", o->host, tm_router_port(r),
-               TM_VERSION);
+        tm_log(TM_LOG_INFO, "listening", "%s://%s:%d version %s", o->tls_cert ? "https" : "http",
+               o->host, tm_router_port(r), TM_VERSION);
         if (tm_router_grpc_port(r) > 0)
             tm_log(TM_LOG_INFO, "listening", "grpc %s:%d", o->grpc_host, tm_router_grpc_port(r));
         st = tm_router_run(r, err);

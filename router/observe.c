@@ -38,13 +38,15 @@ static const tm_metric_desc g_e2e = {.name = "turbomesh_e2e_request_latency_seco
                                      .labels = {"model"},
                                      .buckets = TM_BUCKETS_LATENCY_S,
                                      .bucket_count = TM_BUCKETS_LATENCY_S_LEN};
+static const double g_added_buckets[] = {0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005,
+                                         0.01,    0.02,   0.05,   0.1,    0.25,  1,     5};
 static const tm_metric_desc g_added = {
     .name = "turbomesh_added_latency_seconds",
     .help = "From the first byte of a request to its hand-over to dispatch.",
     .kind = TM_METRIC_HISTOGRAM,
     .labels = {"model"},
-    .buckets = TM_BUCKETS_LATENCY_S,
-    .bucket_count = TM_BUCKETS_LATENCY_S_LEN};
+    .buckets = g_added_buckets,
+    .bucket_count = TM_ARRAY_LEN(g_added_buckets)};
 static const tm_metric_desc g_prompt_tokens = {.name = "turbomesh_prompt_tokens_total",
                                                .help = "Prompt tokens of answered requests.",
                                                .kind = TM_METRIC_COUNTER,
@@ -65,6 +67,16 @@ static const tm_metric_desc g_shed = {.name = "turbomesh_shed_total",
 static const tm_metric_desc g_gone = {.name = "turbomesh_client_disconnects_total",
                                       .help = "Clients that left before their answer was complete.",
                                       .kind = TM_METRIC_COUNTER};
+
+const tm_metric_desc TM_METRIC_STAGE = {
+    .name = "turbomesh_stage_duration_seconds",
+    .help =
+        "Stages of a generation: text (template and tokenizer), queue (waiting in the router for a "
+        "group), prefill (from the group's getting it to its first token).",
+    .kind = TM_METRIC_HISTOGRAM,
+    .labels = {"stage"},
+    .buckets = TM_BUCKETS_LATENCY_S,
+    .bucket_count = TM_BUCKETS_LATENCY_S_LEN};
 
 static tm_series *of_model(tm_metrics *m, const tm_observed *o, const tm_metric_desc *desc)
 {
@@ -91,6 +103,12 @@ bool tm_observe_id_ok(const char *id)
         if (!id_char(id[i]))
             return false;
     return true;
+}
+
+void tm_observe_text(tm_metrics *m, int64_t ns)
+{
+    tm_series_observe(tm_metrics_series(m, &TM_METRIC_STAGE, (const char *const[]){"text"}),
+                      (double)ns / NS_PER_S);
 }
 
 void tm_observe_shed(tm_metrics *m, const char *reason)

@@ -24,6 +24,8 @@ typedef struct tm_observed {
 /* A request id given by the client, when it is harmless in logs and headers. */
 bool tm_observe_id_ok(const char *id);
 
+extern const tm_metric_desc TM_METRIC_STAGE; /* stages: "text", "queue", "prefill" */
+void tm_observe_text(tm_metrics *m, int64_t ns);
 void tm_observe_shed(tm_metrics *m, const char *reason);
 void tm_observe_start(tm_metrics *m, const tm_observed *o); /* handed to dispatch */
 void tm_observe_tokens(tm_metrics *m, tm_observed *o, int count);

@@ -26,6 +26,10 @@ static const tm_opt_row g_rows[] = {
      "Port of the public gRPC service; 0 leaves it off."},
     {"grpc-calls-max", NULL, TM_OPT_INT, OFF(grpc_calls_max), "4096", 1, 1e6, NULL,
      "Open gRPC calls (RESOURCE_EXHAUSTED)."},
+    {"tls-cert", "ssl-certfile", TM_OPT_STR, OFF(tls_cert), NULL, 0, 0, NULL,
+     "PEM file of the certificate: HTTP then speaks TLS only. Read again on SIGHUP."},
+    {"tls-key", "ssl-keyfile", TM_OPT_STR, OFF(tls_key), NULL, 0, 0, NULL,
+     "PEM file of the certificate's key."},
     {"port-file", NULL, TM_OPT_STR, OFF(port_file), NULL, 0, 0, NULL,
      "File that gets the HTTP port once the server listens, for scripts with port 0."},
 
@@ -33,6 +37,16 @@ static const tm_opt_row g_rows[] = {
      "etcd endpoints, comma-separated URLs; groups register there."},
     {"etcd-prefix", NULL, TM_OPT_STR, OFF(etcd_prefix), "/turbomesh/v1/groups/default/", 0, 0, NULL,
      "Prefix of the keys of this pool's groups."},
+    {"etcd-ca", NULL, TM_OPT_STR, OFF(etcd_access.ca_file), NULL, 0, 0, NULL,
+     "PEM file of the authority of etcd's certificate."},
+    {"etcd-cert", NULL, TM_OPT_STR, OFF(etcd_access.cert_file), NULL, 0, 0, NULL,
+     "PEM file of this client's certificate for etcd."},
+    {"etcd-key", NULL, TM_OPT_STR, OFF(etcd_access.key_file), NULL, 0, 0, NULL,
+     "PEM file of that certificate's key."},
+    {"etcd-user", NULL, TM_OPT_STR, OFF(etcd_access.user), NULL, 0, 0, NULL,
+     "User for etcd's authentication."},
+    {"etcd-password", NULL, TM_OPT_STR, OFF(etcd_access.password), NULL, 0, 0, NULL,
+     "Its password; better given as TURBOMESH_ETCD_PASSWORD."},
     {"workers", NULL, TM_OPT_STR, OFF(workers), NULL, 0, 0, NULL,
      "Static member list host:port,host:port, instead of or besides etcd."},
     {"router-id", NULL, TM_OPT_STR, OFF(router_id), NULL, 0, 0, NULL,
@@ -146,6 +160,8 @@ tm_status tm_router_opts_check(const tm_router_opts *o, tm_err *err)
             "--grpc-host %s is open to others: give --api-key-file, or --insecure-open if anybody "
             "may use it",
             o->grpc_host);
+    if (!o->tls_cert != !o->tls_key)
+        return TM_FAIL(err, TM_STATUS_CONFIG, "--tls-cert and --tls-key go together");
     if (o->dead_ms <= o->suspect_ms)
         return TM_FAIL(err, TM_STATUS_CONFIG, "--dead-time must be longer than --suspect-time");
     return TM_OK;

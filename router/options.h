@@ -3,6 +3,7 @@
 #define TM_ROUTER_OPTIONS_H
 
 #include "common/opt.h"
+#include "net/etcd/etcd.h"
 
 typedef struct tm_router_opts {
     /* listening */
@@ -11,9 +12,11 @@ typedef struct tm_router_opts {
     const char *grpc_host;
     int64_t grpc_port; /* 0 = off */
     int64_t grpc_calls_max;
+    const char *tls_cert, *tls_key;
     const char *port_file;
     /* the cluster */
     const char *etcd, *etcd_prefix, *workers, *router_id;
+    tm_etcd_access etcd_access;
     int policy; /* tm_policy_kind */
     int64_t queue_max, queue_wait_ms, suspect_ms, dead_ms, moves_max;
     const char *chat_template;

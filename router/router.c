@@ -15,6 +15,7 @@
 #include "router/access.h"
 #include "router/api/api.h"
 #include "router/grpc/public.h"
+#include "router/process.h"
 
 #define DRAIN_CHECK_MS 20
 #define GAUGES_MS      1000
@@ -33,7 +34,8 @@ struct tm_router {
     tm_public *grpc; /* NULL: off */
     struct event *signals[3];
     struct event *ev_drain, *ev_gauges;
-    tm_series *connections, *in_flight;
+    tm_process process;
+    tm_series *connections, *in_flight, *draining_seen;
     bool draining;
     int64_t drain_until_ms;
 };
@@ -41,6 +43,9 @@ struct tm_router {
 static const tm_metric_desc g_connections = {.name = "turbomesh_http_connections",
                                              .help = "Open HTTP connections.",
                                              .kind = TM_METRIC_GAUGE};
+static const tm_metric_desc g_draining = {.name = "turbomesh_draining",
+                                          .help = "1 while open requests are being finished.",
+                                          .kind = TM_METRIC_GAUGE};
 static const tm_metric_desc g_in_flight = {.name = "turbomesh_in_flight",
                                            .help = "Generation requests not yet answered.",
                                            .kind = TM_METRIC_GAUGE};
@@ -115,6 +120,8 @@ static tm_status create_http(tm_router *r, tm_err *err)
     h.body_grace_ms = o->body_grace_ms;
     h.body_rate_min = (size_t)o->body_rate_min;
     h.server_name = "turbomesh";
+    h.tls_cert_file = o->tls_cert;
+    h.tls_key_file = o->tls_key;
     tm_api_serve(r->api, &h);
     return tm_http_server_create(&r->http, r->base, &h, err);
 }
@@ -145,11 +152,26 @@ static tm_status create_grpc(tm_router *r, tm_err *err)
 
 /* ---- signals and timers ---- */
 
+/* On a failure the old keys and the old certificate stay in force. */
+static void reload(tm_router *r)
+{
+    tm_err err = TM_ERR_INIT;
+    if (tm_keys_reload(r->keys, &err) == TM_OK)
+        tm_log(TM_LOG_INFO, "keys_reloaded", "%d keys", tm_keys_count(r->keys));
+    else
+        tm_log(TM_LOG_ERROR, "keys_kept", "%s", err.msg);
+    if (!r->opts.tls_cert)
+        return;
+    if (tm_http_server_reload_tls(r->http, &err) == TM_OK)
+        tm_log(TM_LOG_INFO, "certificate_reloaded", "%s", r->opts.tls_cert);
+    else
+        tm_log(TM_LOG_ERROR, "certificate_kept", "%s", err.msg);
+}
+
 static void on_signal(evutil_socket_t number, short what, void *user)
 {
     (void)what;
     tm_router *r = user;
-    tm_err err = TM_ERR_INIT;
     if (number != SIGHUP) {
         if (r->draining)
             tm_router_stop(r);
@@ -157,10 +179,7 @@ static void on_signal(evutil_socket_t number, short what, void *user)
             tm_router_drain(r);
         return;
     }
-    if (tm_keys_reload(r->keys, &err) == TM_OK)
-        tm_log(TM_LOG_INFO, "keys_reloaded", "%d keys", tm_keys_count(r->keys));
-    else
-        tm_log(TM_LOG_ERROR, "keys_kept", "%s", err.msg);
+    reload(r);
 }
 
 static int grpc_active(const tm_router *r)
@@ -173,6 +192,8 @@ static void on_gauges(evutil_socket_t fd, short what, void *user)
     (void)fd;
     (void)what;
     tm_router *r = user;
+    tm_process_sample(&r->process);
+    tm_series_set(r->draining_seen, r->draining);
     tm_series_set(r->connections, tm_http_server_connections(r->http));
     tm_series_set(r->in_flight, tm_api_active(r->api) + grpc_active(r));
 }
@@ -214,6 +235,8 @@ static tm_status add_events(tm_router *r, tm_err *err)
         if (!r->signals[i])
             return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
     }
+    tm_process_init(&r->process, r->metrics);
+    r->draining_seen = tm_metrics_series(r->metrics, &g_draining, NULL);
     r->connections = tm_metrics_series(r->metrics, &g_connections, NULL);
     r->in_flight = tm_metrics_series(r->metrics, &g_in_flight, NULL);
     r->ev_gauges = add_event(r, -1, EV_PERSIST, on_gauges, GAUGES_MS);
@@ -236,6 +259,7 @@ tm_status tm_router_create(tm_router **out, const tm_router_opts *opts, tm_err *
         st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
     TM_TRY_GOTO(st, fail);
     TM_TRY_GOTO(tm_keys_create(&r->keys, opts->api_key_file, err), fail);
+    TM_TRY_GOTO(tm_etcd_set_access(&opts->etcd_access, err), fail);
     TM_TRY_GOTO(create_dispatch(r, err), fail);
     TM_TRY_GOTO(create_api(r, err), fail);
     TM_TRY_GOTO(create_http(r, err), fail);

@@ -234,10 +234,15 @@ void tm_api_on_request(void *user, tm_http_req *req)
 
 void tm_api_on_done(void *user, tm_http_req *req)
 {
-    (void)user;
     tm_api_call *c = tm_http_req_user(req);
-    if (!c)
-        return; /* refused before it had a route */
+    if (!c) { /* refused before it had a route */
+        tm_api *a = user;
+        const tm_observed none = {.start_ns = tm_http_req_start_ns(req)};
+        const tm_observe_end refused = {
+            .route = "none", .status = tm_http_req_status(req), .quiet = true};
+        tm_observe_done(a->opts.metrics, &none, &refused);
+        return;
+    }
     const tm_observe_end end = {.route = c->route->label,
                                 .key = c->owner ? c->owner->name : NULL,
                                 .status = tm_http_req_status(req),

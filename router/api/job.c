@@ -39,6 +39,7 @@ static void finish_prep(tm_prep *p)
     tm_api_call *c = p->user;
     if (c) { /* else the client has left meanwhile */
         c->prep = NULL;
+        tm_observe_text(c->api->opts.metrics, p->work_ns);
         if (p->ok)
             tm_api_job_start(c, p);
         else

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/json.h"
 #include "router/api/messages.h"
 
@@ -266,10 +267,12 @@ static bool check_lengths(tm_prep *p)
 
 void tm_prep_work(tm_prep *p)
 {
+    int64_t start_ns = tm_clock_ns();
     bool chat = p->kind == TM_PREP_CHAT || (p->kind == TM_PREP_TOKENIZE && p->params.messages);
     p->ok = chat ? prepare_chat(p) : prepare_completion(p);
     if (p->ok && p->kind != TM_PREP_TOKENIZE)
         p->ok = check_lengths(p);
     if (!p->ok)
         free_prompts(p);
+    p->work_ns = tm_clock_ns() - start_ns;
 }

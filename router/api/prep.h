@@ -32,6 +32,7 @@ struct tm_prep {
     const tm_api_limits *limits;
     bool add_special; /* tokenize: BOS/EOS as the tokenizer would add them */
     /* out */
+    int64_t work_ns; /* how long it took */
     bool ok;
     tm_api_error error;
     tm_api_prompt *prompts;

@@ -320,6 +320,7 @@ static void finish_prep(tm_prep *prep)
     if (s != NULL) { /* else the client has left meanwhile */
         tm_api_error e;
         s->prep = NULL;
+        tm_observe_text(metrics_of(s), prep->work_ns);
         if (!prep->ok)
             fail(s, &prep->error);
         else if (!start(s, prep, &e))

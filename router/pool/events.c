@@ -144,6 +144,9 @@ static void take_tokens(tm_pool *p, tm_gen *g, const tm_wire_event *e)
         return;
     }
     note_pace(g, fresh);
+    if (pos == 0)
+        tm_series_observe(p->metrics.prefill_s,
+                          (double)(g->last_token_ns - g->sent_ns) / (double)NS_PER_S);
     tm_series_add(p->metrics.tokens, fresh);
     g->ops.on_tokens(g->user, pos, p->tokens + skip, fresh);
 }

@@ -70,6 +70,7 @@ tm_status tm_gen_create(tm_gen **out, tm_pool *p, tm_model *m, const tm_gen_args
     g->node = (tm_heap_node){.index = -1, .owner = g};
     g->arrival = ++p->arrivals;
     int64_t now = tm_pool_now(p);
+    g->start_ns = now;
     g->deadline_ns = args->deadline_ms > 0 ? now + args->deadline_ms * NS_PER_MS : INT64_MAX;
     g->next = p->gens;
     if (p->gens != NULL)
@@ -132,6 +133,11 @@ void tm_gen_enter(tm_gen *g, tm_group *group, int32_t slot)
     g->slot = slot;
     g->admitted = false;
     g->last_token_ns = 0;
+    if (g->sent_ns == 0) {
+        g->sent_ns = tm_pool_now(g->pool);
+        tm_series_observe(g->pool->metrics.queue_s,
+                          (double)(g->sent_ns - g->start_ns) / (double)NS_PER_S);
+    }
     group->slots[slot].gen = g;
     group->in_flight++;
     tm_series_set(group->series_in_flight, group->in_flight);

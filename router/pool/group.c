@@ -151,6 +151,7 @@ void tm_group_load(tm_group *g, const tm_wire_load *l, int64_t now_ns)
     g->step_age_ms = (int64_t)l->step_age_ms;
     g->kv_use =
         l->blocks_total > 0 ? TM_MIN(1.0, (double)l->blocks_used / (double)l->blocks_total) : 0.0;
+    tm_meter_group_load(g);
     bool draining = l->has_state && l->state == TURBOMESH__WORKER__V1__LOAD_REPORT__STATE__DRAINING;
     if (draining && !g->draining)
         tm_log(TM_LOG_INFO, "group_draining", "%s, %d generations here", g->label, g->in_flight);

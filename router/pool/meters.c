@@ -1,5 +1,6 @@
 /* Metrics of the pool. Series of a group vanish with it. */
 #include "common/check.h"
+#include "router/observe.h"
 #include "router/pool/state.h"
 
 #define GROUPS_MAX 4096
@@ -16,6 +17,23 @@ static const tm_metric_desc GROUP_IN_FLIGHT = {.name = "turbomesh_group_in_fligh
                                                .kind = TM_METRIC_GAUGE,
                                                .labels = {"group"},
                                                .max_series = GROUPS_MAX};
+static const tm_metric_desc GROUP_RUNNING = {
+    .name = "turbomesh_group_running",
+    .help = "Sequences that a group runs, for all routers, by its last report.",
+    .kind = TM_METRIC_GAUGE,
+    .labels = {"group"},
+    .max_series = GROUPS_MAX};
+static const tm_metric_desc GROUP_WAITING = {
+    .name = "turbomesh_group_waiting",
+    .help = "Sequences that wait in a group, for all routers, by its last report.",
+    .kind = TM_METRIC_GAUGE,
+    .labels = {"group"},
+    .max_series = GROUPS_MAX};
+static const tm_metric_desc GROUP_KV = {.name = "turbomesh_group_kv_use_ratio",
+                                        .help = "Share of a group's KV blocks in use.",
+                                        .kind = TM_METRIC_GAUGE,
+                                        .labels = {"group"},
+                                        .max_series = GROUPS_MAX};
 static const tm_metric_desc QUEUE_DEPTH = {.name = "turbomesh_queue_depth",
                                            .help = "Generations waiting in the router for a group.",
                                            .kind = TM_METRIC_GAUGE};
@@ -54,6 +72,8 @@ static const tm_metric_desc FORWARD = {
 void tm_pool_metrics_init(tm_pool_metrics *pm, tm_metrics *m)
 {
     pm->m = m;
+    pm->queue_s = tm_metrics_series(m, &TM_METRIC_STAGE, (const char *const[]){"queue"});
+    pm->prefill_s = tm_metrics_series(m, &TM_METRIC_STAGE, (const char *const[]){"prefill"});
     pm->queue_depth = tm_metrics_series(m, &QUEUE_DEPTH, NULL);
     pm->active = tm_metrics_series(m, &ACTIVE, NULL);
     pm->stale = tm_metrics_series(m, &STALE, NULL);
@@ -79,18 +99,32 @@ void tm_meter_link(const tm_pool *p, const char *event)
     tm_series_add(tm_metrics_series(p->metrics.m, &LINKS, &event), 1);
 }
 
+void tm_meter_group_load(tm_group *g)
+{
+    tm_series_set(g->series_running, g->running);
+    tm_series_set(g->series_waiting, g->waiting);
+    tm_series_set(g->series_kv, g->kv_use);
+}
+
 void tm_meter_group_add(const tm_pool *p, tm_group *g)
 {
     const char *value = g->label;
     g->series_state = tm_metrics_series(p->metrics.m, &GROUP_STATE, &value);
     g->series_in_flight = tm_metrics_series(p->metrics.m, &GROUP_IN_FLIGHT, &value);
+    g->series_running = tm_metrics_series(p->metrics.m, &GROUP_RUNNING, &value);
+    g->series_waiting = tm_metrics_series(p->metrics.m, &GROUP_WAITING, &value);
+    g->series_kv = tm_metrics_series(p->metrics.m, &GROUP_KV, &value);
     tm_group_publish(g);
+    tm_meter_group_load(g);
     tm_series_set(g->series_in_flight, g->in_flight);
 }
 
 void tm_meter_group_remove(const tm_pool *p, tm_group *g)
 {
-    tm_metrics_remove(p->metrics.m, &GROUP_STATE, 0, g->label);
-    tm_metrics_remove(p->metrics.m, &GROUP_IN_FLIGHT, 0, g->label);
-    g->series_state = g->series_in_flight = NULL;
+    static const tm_metric_desc *const ROWS[] = {&GROUP_STATE, &GROUP_IN_FLIGHT, &GROUP_RUNNING,
+                                                 &GROUP_WAITING, &GROUP_KV};
+    for (size_t i = 0; i < TM_ARRAY_LEN(ROWS); i++)
+        tm_metrics_remove(p->metrics.m, ROWS[i], 0, g->label);
+    g->series_state = g->series_in_flight = g->series_running = g->series_waiting = g->series_kv =
+        NULL;
 }

@@ -98,7 +98,7 @@ struct tm_group {
     int32_t slot_free; /* -1 = none */
     int in_flight;
 
-    tm_series *series_state, *series_in_flight;
+    tm_series *series_state, *series_in_flight, *series_running, *series_waiting, *series_kv;
 };
 
 struct tm_model {
@@ -156,10 +156,11 @@ struct tm_gen {
     uint64_t avoid_link; /* not there again while it is this link */
 
     uint64_t arrival;
-    int64_t wait_until_ns; /* of the present wait */
-    int64_t deadline_ns;   /* INT64_MAX = none */
-    int64_t last_token_ns; /* on the present group, 0 = none yet */
-    double itl_s;          /* moving mean */
+    int64_t wait_until_ns;     /* of the present wait */
+    int64_t deadline_ns;       /* INT64_MAX = none */
+    int64_t last_token_ns;     /* on the present group, 0 = none yet */
+    int64_t start_ns, sent_ns; /* when it came and when it first went to a group, for the metrics */
+    double itl_s;              /* moving mean */
     int moves, handbacks, rejects;
     struct {
         uint64_t key, epoch;
@@ -172,7 +173,7 @@ struct tm_gen {
 
 typedef struct tm_pool_metrics {
     tm_metrics *m;
-    tm_series *queue_depth, *active, *stale, *forward_s, *tokens;
+    tm_series *queue_depth, *active, *stale, *forward_s, *tokens, *queue_s, *prefill_s;
 } tm_pool_metrics;
 
 struct tm_pool {
@@ -268,6 +269,7 @@ void tm_gens_watch(tm_pool *p, int64_t now_ns);
 /* meters.c */
 void tm_pool_metrics_init(tm_pool_metrics *pm, tm_metrics *m);
 void tm_meter_pick(const tm_pool *p, const char *reason);
+void tm_meter_group_load(tm_group *g);
 void tm_meter_move(const tm_pool *p, tm_move_kind kind, const char *result);
 void tm_meter_group_add(const tm_pool *p, tm_group *g);
 void tm_meter_group_remove(const tm_pool *p, tm_group *g);

@@ -103,6 +103,9 @@ static void who_may_listen_where(void **state)
                          TM_OK);
     }
     assert_int_equal(CHECK(&err, "--workers", "a:1", "--dead-time", "500ms"), TM_STATUS_CONFIG);
+    assert_int_equal(CHECK(&err, "--workers", "a:1", "--tls-cert", "c"), TM_STATUS_CONFIG);
+    assert_int_equal(CHECK(&err, "--workers", "a:1", "--tls-key", "k"), TM_STATUS_CONFIG);
+    assert_int_equal(CHECK(&err, "--workers", "a:1", "--tls-key", "k", "--tls-cert", "c"), TM_OK);
     assert_int_equal(CHECK(&err, "--workers", "a:1", "--policy", "round_robin"), TM_OK);
     assert_int_equal(CHECK(&err, "--workers", "a:1", "extra"), TM_STATUS_INVALID);
 }
