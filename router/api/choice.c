@@ -79,8 +79,10 @@ static void keep_id(tm_api_choice *ch, int32_t token)
     if (ch->id_count == ch->id_cap) {
         size_t cap = TM_MAX(ch->id_cap * 2, (size_t)16);
         int32_t *ids = realloc(ch->ids, cap * sizeof *ids);
-        if (!ids)
+        if (!ids) {
+            ch->text.failed = true; /* ends the answer with an error */
             return;
+        }
         ch->ids = ids;
         ch->id_cap = cap;
     }

@@ -124,15 +124,10 @@ static void on_end(void *user, tm_http_call *call, tm_status st, const tm_err *e
     a->call = NULL;
 }
 
-void rig_send(rig *r, answer *a, const char *method, const char *target, const char *body,
-              const char *const *extra)
+void rig_send_raw(rig *r, answer *a, const char *method, const char *target, const char *body,
+                  const char *const *headers)
 {
-    const char *headers[24] = {"Content-Type: application/json"};
-    int n = body ? 1 : 0;
     tm_http_call_opts o = tm_http_call_opts_default();
-    for (; extra && *extra; extra++)
-        headers[n++] = *extra;
-    headers[n] = NULL;
     *a = (answer){.rig = r};
     tm_buf_init(&a->body, 0);
     o.host = "127.0.0.1";
@@ -149,6 +144,17 @@ void rig_send(rig *r, answer *a, const char *method, const char *target, const c
     tm_err err = TM_ERR_INIT;
     if (tm_http_call_start(&a->call, r->base, &o, &err) != TM_OK)
         fail_msg("%s", err.msg);
+}
+
+void rig_send(rig *r, answer *a, const char *method, const char *target, const char *body,
+              const char *const *extra)
+{
+    const char *headers[24] = {"Content-Type: application/json"};
+    int n = body ? 1 : 0;
+    for (; extra && *extra; extra++)
+        headers[n++] = *extra;
+    headers[n] = NULL;
+    rig_send_raw(r, a, method, target, body, headers);
 }
 
 void rig_turn(rig *r)

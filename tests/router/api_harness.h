@@ -110,6 +110,9 @@ typedef struct answer {
 /* Sends; the answer comes while the loop runs. extra: more header lines, NULL-terminated, or NULL. */
 void rig_send(rig *r, answer *a, const char *method, const char *target, const char *body,
               const char *const *extra);
+/* With the given header lines alone. */
+void rig_send_raw(rig *r, answer *a, const char *method, const char *target, const char *body,
+                  const char *const *headers);
 void rig_turn(rig *r);                     /* one pass of the loop */
 void rig_wait(answer *a);                  /* until done, at most 20 s */
 void rig_wait_gens(rig *r, int count);     /* until so many generations were started */
