@@ -202,7 +202,8 @@ static bool plan_restart(serve *s, int status)
 {
     int64_t now = tm_clock_ms();
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (!s->announced) {
+    /* Its own exit before it served is about the model or the options: again would be the same. A signal is not. */
+    if (!s->announced && WIFEXITED(status)) {
         fprintf(stderr,
                 "turbomesh serve: the worker group ended before it was ready (exit code %d)\n",
                 code);
