@@ -1,16 +1,16 @@
 /* Short pieces (nearly all) merge in a fixed array with a scan for the best pair: O(n^2) with n <= 48 and no
- * allocation. Longer ones use a doubly linked list and a binary heap of candidate pairs whose stale entries
- * are recognised when they surface: O(n log n), so that a megabyte without a space stays cheap. */
+ * allocation. Longer ones go to bpe_long.c. */
 #include "text/tok/bpe.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #include "common/check.h"
+#include "text/tok/bpe_rules.h"
 #include "text/tok/unicode.h"
 
 #define SHORT_SYMBOLS 48
-#define NO_RANK       UINT32_MAX
+#define NO_RANK       TM_BPE_NO_RANK
 
 void tm_bpe_init(tm_bpe *b, const tm_vocab *vocab)
 {
@@ -37,45 +37,12 @@ tm_status tm_bpe_reserve(tm_bpe *b, size_t rules, tm_err *err)
     return TM_OK;
 }
 
-static inline uint32_t hash_pair(uint64_t pair)
-{
-    uint64_t h = (pair ^ pair >> 31) * 0xD6E8FEB86659FD93u;
-    return (uint32_t)(h >> 32);
-}
-
-static inline tm_bpe_rule *find_rule(const tm_bpe *b, uint64_t pair)
-{
-    for (uint32_t i = hash_pair(pair) & b->mask;; i = (i + 1) & b->mask) {
-        tm_bpe_rule *r = &b->rules[i];
-        if (r->pair == pair || r->pair == UINT64_MAX)
-            return r;
-    }
-}
-
-static inline uint64_t make_pair(int32_t left, int32_t right)
-{
-    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-}
-
-/* The rank of merging two neighbours and what it gives; NO_RANK when there is no rule. Symbols
- * without an id (-1) never merge. */
-static inline uint32_t rank_of(const tm_bpe *b, int32_t left, int32_t right, int32_t *id)
-{
-    if ((left | right) < 0)
-        return NO_RANK;
-    const tm_bpe_rule *r = find_rule(b, make_pair(left, right));
-    if (r->pair == UINT64_MAX)
-        return NO_RANK;
-    *id = r->id;
-    return r->rank;
-}
-
 void tm_bpe_add(tm_bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id)
 {
-    tm_bpe_rule *r = find_rule(b, make_pair(left, right));
+    tm_bpe_rule *r = tm_bpe_slot(b, tm_bpe_pair(left, right));
     TM_ASSERT(b->count < b->mask);
     b->count += r->pair == UINT64_MAX;
-    *r = (tm_bpe_rule){make_pair(left, right), rank, id};
+    *r = (tm_bpe_rule){tm_bpe_pair(left, right), rank, id};
 }
 
 /* ---- first symbols ------------------------------------------------------------------------------------ */
@@ -137,7 +104,7 @@ typedef struct short_symbol {
 static void merge_short(const tm_bpe *b, short_symbol *s, int n, tm_ids *out)
 {
     for (int i = 0; i + 1 < n; i++)
-        s[i].rank = rank_of(b, s[i].id, s[i + 1].id, &s[i].merged);
+        s[i].rank = tm_bpe_rank(b, s[i].id, s[i + 1].id, &s[i].merged);
     s[n - 1].rank = NO_RANK;
     for (;;) {
         int best = 0;
@@ -150,9 +117,9 @@ static void merge_short(const tm_bpe *b, short_symbol *s, int n, tm_ids *out)
         memmove(s + best + 1, s + best + 2, (size_t)(n - best - 2) * sizeof(*s));
         n--;
         s[best].rank =
-            best + 1 < n ? rank_of(b, s[best].id, s[best + 1].id, &s[best].merged) : NO_RANK;
+            best + 1 < n ? tm_bpe_rank(b, s[best].id, s[best + 1].id, &s[best].merged) : NO_RANK;
         if (best > 0)
-            s[best - 1].rank = rank_of(b, s[best - 1].id, s[best].id, &s[best - 1].merged);
+            s[best - 1].rank = tm_bpe_rank(b, s[best - 1].id, s[best].id, &s[best - 1].merged);
     }
     int32_t last = -1;
     for (int i = 0; i < n; i++)
@@ -161,140 +128,26 @@ static void merge_short(const tm_bpe *b, short_symbol *s, int n, tm_ids *out)
 
 /* ---- long pieces ---------------------------------------------------------------------------------------- */
 
-typedef struct node {
-    int32_t id; /* INT32_MIN = merged away */
-    uint32_t prev, next;
-} node;
-
-/* A candidate is stale when one of its two symbols changed since it was made: ids only change by merging,
- * so comparing both ids with the pair it was made from is enough. */
-typedef struct candidate {
-    uint32_t rank, left;
-    int32_t left_id, right_id, merged;
-} candidate;
-
-typedef struct long_work {
-    node *nodes;
-    uint32_t n, cap;
-    candidate *heap;
-    size_t heap_n, heap_cap;
-    bool failed;
-} long_work;
-
-#define NONE UINT32_MAX
-#define DEAD INT32_MIN
-
-static inline bool before(const candidate *a, const candidate *b)
-{
-    return a->rank != b->rank ? a->rank < b->rank : a->left < b->left;
-}
-
-static void heap_push(long_work *w, candidate c)
-{
-    if (w->heap_n == w->heap_cap) {
-        size_t cap = w->heap_cap ? w->heap_cap * 2 : 256;
-        candidate *h = realloc(w->heap, cap * sizeof(*h));
-        if (!h) {
-            w->failed = true;
-            return;
-        }
-        w->heap = h;
-        w->heap_cap = cap;
-    }
-    size_t i = w->heap_n++;
-    for (; i > 0 && before(&c, &w->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        w->heap[i] = w->heap[(i - 1) / 2];
-    w->heap[i] = c;
-}
-
-static candidate heap_pop(long_work *w)
-{
-    candidate top = w->heap[0], c = w->heap[--w->heap_n];
-    size_t i = 0;
-    for (;;) {
-        size_t kid = 2 * i + 1;
-        if (kid >= w->heap_n)
-            break;
-        if (kid + 1 < w->heap_n && before(&w->heap[kid + 1], &w->heap[kid]))
-            kid++;
-        if (!before(&w->heap[kid], &c))
-            break;
-        w->heap[i] = w->heap[kid];
-        i = kid;
-    }
-    w->heap[i] = c;
-    return top;
-}
-
-static void consider(const tm_bpe *b, long_work *w, uint32_t left)
-{
-    if (left == NONE || w->nodes[left].next == NONE)
-        return;
-    candidate c = {
-        .left = left, .left_id = w->nodes[left].id, .right_id = w->nodes[w->nodes[left].next].id};
-    c.rank = rank_of(b, c.left_id, c.right_id, &c.merged);
-    if (c.rank != NO_RANK)
-        heap_push(w, c);
-}
-
-static void append_node(long_work *w, int32_t id)
-{
-    if (w->n == w->cap) {
-        uint32_t cap = w->cap ? w->cap * 2 : 256;
-        node *v = realloc(w->nodes, cap * sizeof(*v));
-        if (!v) {
-            w->failed = true;
-            return;
-        }
-        w->nodes = v;
-        w->cap = cap;
-    }
-    w->nodes[w->n] = (node){id, w->n ? w->n - 1 : NONE, NONE};
-    if (w->n)
-        w->nodes[w->n - 1].next = w->n;
-    w->n++;
-}
-
-static void merge_long(const tm_bpe *b, long_work *w)
-{
-    for (uint32_t i = 0; i < w->n && !w->failed; i++)
-        consider(b, w, i);
-    while (w->heap_n > 0 && !w->failed) {
-        candidate c = heap_pop(w);
-        node *l = &w->nodes[c.left];
-        if (l->id != c.left_id || l->next == NONE || w->nodes[l->next].id != c.right_id)
-            continue;
-        node *r = &w->nodes[l->next];
-        l->id = c.merged;
-        l->next = r->next;
-        r->id = DEAD;
-        if (l->next != NONE)
-            w->nodes[l->next].prev = c.left;
-        consider(b, w, l->prev);
-        consider(b, w, c.left);
-    }
-}
-
 static void encode_long(const tm_bpe *b, const char *s, size_t pos, size_t len,
                         const short_symbol *head, int head_n, tm_ids *out)
 {
-    long_work w = {0};
+    tm_ids symbols = {0}, merged = {0};
     for (int i = 0; i < head_n; i++)
-        append_node(&w, head[i].id);
-    while (pos < len && !w.failed) {
+        tm_ids_push(&symbols, head[i].id);
+    while (pos < len && !symbols.failed) {
         int32_t sym[4];
         int n = next_symbols(b, s, &pos, sym);
         for (int i = 0; i < n; i++)
-            append_node(&w, sym[i]);
+            tm_ids_push(&symbols, sym[i]);
     }
-    if (!w.failed)
-        merge_long(b, &w);
+    if (!symbols.failed)
+        tm_bpe_merge_long(b, symbols.v, symbols.n, &merged);
     int32_t last = -1;
-    for (uint32_t i = 0; i != NONE && !w.failed; i = w.nodes[i].next)
-        emit(b, w.nodes[i].id, &last, out);
-    out->failed |= w.failed;
-    free(w.nodes);
-    free(w.heap);
+    for (size_t i = 0; i < merged.n; i++)
+        emit(b, merged.v[i], &last, out);
+    out->failed |= symbols.failed || merged.failed;
+    tm_ids_deinit(&symbols);
+    tm_ids_deinit(&merged);
 }
 
 /* ---- one piece ------------------------------------------------------------------------------------------ */
