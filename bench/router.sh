@@ -1,24 +1,36 @@
 #!/bin/sh
-# The router's own figures, with a fake worker on loopback that answers at once: added time to first byte at
-# 200 requests/s, open streams held and the memory they take, forwarded tokens per second.
-# Usage: bench/router.sh [BIN_DIR]   (prints one JSON line for each figure)
+# The router's own figures, with a fake worker on loopback: what it adds to the time to the first byte at 200
+# requests/s, open streams held, the memory they take, forwarded tokens per second.
+#
+# Usage: bench/router.sh [BIN_DIR]    One line of JSON for each figure. CSV=file appends rows to that file.
+#
+# "Added" is a difference: the first byte over the router less the first token of the same worker asked directly
+# (tm-direct-client), both at the same rate in the same run, in turns, the middle of ROUNDS each. RT=1 runs the
+# programs above everything else on the machine (chrt), for a machine that others use too.
 set -eu
 cd "$(dirname "$0")/.."
 BIN=${1:-build/bin}
+ROUNDS=${ROUNDS:-5}
 DIR=$(mktemp -d)
 ulimit -n "$(ulimit -Hn)"
-WORKER=$("$BIN/turbomesh" free-port 0)
-PORT=$("$BIN/turbomesh" free-port 0)
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+WORKER=$(free_port)
+PORT=$(free_port)
 URL=http://127.0.0.1:$PORT
-stop() { kill $PIDS 2>/dev/null || true; wait 2>/dev/null || true; }
+AT=
+[ "${RT:-0}" = 1 ] && AT="chrt -r 5"
 PIDS=
+stop() {
+    [ -n "$PIDS" ] && kill $PIDS 2>/dev/null
+    wait 2>/dev/null || true
+    PIDS=
+}
 trap 'stop; rm -rf "$DIR"' EXIT
 
-serve() { # fake worker's arguments
-    PIDS=
-    "$BIN/tm-fake-worker" --port "$WORKER" --model models/demo-20m "$@" >"$DIR/worker.log" 2>&1 &
-    PIDS="$PIDS $!"
-    "$BIN/turbomesh-router" --workers "127.0.0.1:$WORKER" --port "$PORT" --log-level warn >"$DIR/router.log" 2>&1 &
+serve() { # time of a step
+    $AT "$BIN/tm-fake-worker" models/demo-20m --port "$WORKER" --step-delay "$1" --log-level warn >"$DIR/worker.log" 2>&1 &
+    PIDS=$!
+    $AT "$BIN/turbomesh-router" --workers "127.0.0.1:$WORKER" --port "$PORT" --log-level warn >"$DIR/router.log" 2>&1 &
     ROUTER=$!
     PIDS="$PIDS $ROUTER"
     i=0
@@ -28,16 +40,38 @@ serve() { # fake worker's arguments
         sleep 0.05
     done
 }
-row() { printf '{"figure": "%s", ' "$1"; sed 's/^{//'; }
+load() { $AT "$BIN/turbomesh" bench http "$URL" --json "$@"; }
+value() { sed -n "s/.*\"$1\": *\([0-9.]*\).*/\1/p"; } # of a line of JSON
+middle() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
+row() { # figure value unit bar note
+    printf '{"figure": "%s", "value": %s, "unit": "%s", "bar": "%s", "note": "%s"}\n' "$1" "$2" "$3" "$4" "$5"
+    [ -z "${CSV:-}" ] && return
+    [ -s "$CSV" ] || echo 'date,commit,figure,value,unit,bar,note' >"$CSV"
+    printf '%s,%s,%s,%s,%s,%s,"%s"\n' "$(date -u +%F)" "$(git rev-parse --short HEAD 2>/dev/null || echo -)" "$1" "$2" "$3" "$4" "$5" >>"$CSV"
+}
 
-serve --step-ms 0
-"$BIN/turbomesh" bench http "$URL" --rate 200 --requests 2000 --streams 256 --max-tokens 8 --json | row added_time_to_first_byte
-"$BIN/turbomesh" bench http "$URL" --requests 512 --streams 64 --max-tokens 1900 --duration 30s --json | row forwarded_tokens
+HOW="${CSV:+CSV=$CSV }RT=${RT:-0} bench/router.sh; $(nproc) cores; load average $(cut -d' ' -f1 /proc/loadavg) before"
+serve 0ms
+for i in $(seq "$ROUNDS"); do
+    $AT "$BIN/tm-direct-client" "127.0.0.1:$WORKER" 200 1000 8 >"$DIR/direct.$i"
+    load --rate 200 --requests 1000 --streams 256 --max-tokens 8 >"$DIR/router.$i"
+done
+for p in 50 99; do
+    direct=$(cat "$DIR"/direct.* | value "ttft_ms_p$p" | middle)
+    router=$(cat "$DIR"/router.* | value "ttfb_ms_p$p" | middle)
+    row "added_ttfb_p$p" "$(awk "BEGIN {printf \"%.3f\", $router - $direct}")" ms "<= $([ $p = 50 ] && echo 0.5 || echo 2)" \
+        "first byte over the router $router ms less first token of the worker asked directly $direct ms at 200 req/s; middle of $ROUNDS; $HOW"
+done
+load --requests 256 --streams 64 --max-tokens 1900 --duration 30s >"$DIR/tokens.json"
+row forwarded_tokens "$(value tokens_per_s <"$DIR/tokens.json" | cut -d. -f1)" tokens/s ">= 100000" "64 SSE streams, one chunk a token; $HOW"
 stop
-serve --step-ms 100
-"$BIN/turbomesh" bench http "$URL" --requests 2000 --streams 2000 --max-tokens 200 --duration 60s --json >"$DIR/streams.json" &
-sleep 12
-printf '{"figure": "router_memory", "streams": %s, "rss_mib": %s}\n' "$(curl -s "$URL/health" | sed 's/.*"active": *\([0-9]*\).*/\1/')" \
-    "$(awk '/VmRSS/ {printf "%.1f", $2 / 1024}' "/proc/$ROUTER/status")"
-wait $! || true
-row open_streams <"$DIR/streams.json"
+serve 100ms
+load --requests 2000 --streams 2000 --max-tokens 150 --duration 60s >"$DIR/streams.json" &
+LOAD=$!
+sleep 10
+open=$(curl -s "$URL/health" | value active)
+row open_streams "$open" streams ">= 2000" "one token each every 100 ms; $HOW"
+row rss "$(awk '/VmRSS/ {printf "%.1f", $2 / 1024}' "/proc/$ROUTER/status")" MiB "<= 200" "resident memory with $open open streams; $HOW"
+wait "$LOAD" || true
+failed=$(value requests_failed <"$DIR/streams.json")
+[ "$failed" = 0 ] || { echo "$failed of the open streams failed" >&2; exit 1; }
