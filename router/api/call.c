@@ -246,7 +246,7 @@ void tm_api_on_done(void *user, tm_http_req *req)
     const tm_observe_end end = {.route = c->route->label,
                                 .key = c->owner ? c->owner->name : NULL,
                                 .status = tm_http_req_status(req),
-                                .generated = c->job != NULL,
+                                .generated = c->job && c->job->started,
                                 .gone = c->http == NULL,
                                 .quiet = c->route->quiet};
     tm_observe_done(c->api->opts.metrics, &c->seen, &end);

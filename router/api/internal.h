@@ -76,6 +76,7 @@ struct tm_api_job {
     tm_served *served;
     TAILQ_ENTRY(tm_api_job) link; /* in the list of streams */
     bool chat, stream, include_usage, include_stop, skip_special, return_ids, echo, ignore_eos;
+    bool started; /* all its generations are with dispatch */
     bool begun;   /* the status line went out */
     bool paused;  /* the client reads slowly: text gathers until the drain */
     bool over;    /* answered or failed: nothing more is sent */

@@ -227,6 +227,7 @@ void tm_api_job_start(tm_api_call *c, tm_prep *p)
     }
     if (!j->echo && !j->return_ids)
         free_prompts(j);
+    j->started = true;
     tm_observe_start(c->api->opts.metrics, &c->seen);
 }
 
