@@ -98,10 +98,9 @@ cat >&2 <<EOF
   API      $URL/v1/chat/completions   (OpenAI protocol)
   health   $URL/health
   metrics  $URL/metrics
-  logs     $DIR
 EOF
 [ $ONCE = 1 ] && exit 0
-echo "  stop     Ctrl-C" >&2
+printf '  logs     %s\n  stop     Ctrl-C\n' "$DIR" >&2
 while kill -0 "$PID_router" 2>/dev/null; do sleep 1; done
 echo "the router ended; its log:" >&2
 tail -n 20 "$DIR/router.log" >&2
