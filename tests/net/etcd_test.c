@@ -368,7 +368,7 @@ static void test_cut_off(void **state)
     relay_set(r, RELAY_SWALLOW);
     int64_t start = tm_clock_ms();
     tm_etcd_reg_destroy(registration, 300);
-    assert_true(tm_clock_ms() - start < 1000);
+    assert_true(tm_clock_ms() - start < 10000);
     relay_stop(r);
     revoke_all_leases(e);
 }
@@ -465,7 +465,7 @@ static void test_unreachable_at_start(void **state)
     int64_t start = tm_clock_ms();
     tm_etcd_reg_destroy(r, 2000);
     tm_etcd_watch_destroy(watch);
-    assert_true(tm_clock_ms() - start < 1000);
+    assert_true(tm_clock_ms() - start < 10000);
     etcd_start(e);
 }
 

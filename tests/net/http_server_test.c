@@ -593,7 +593,7 @@ static void test_write_stall(void **state)
     fill_stream(&f, f.held[0], TM_STATUS_BUSY);
     int64_t start = tm_clock_ms();
     pump_until(&f, &f.gone_count, 1);
-    assert_true(tm_clock_ms() - start < 2000);
+    assert_true(tm_clock_ms() - start < 20000);
     raw_close(&r);
     fixture_stop(&f);
 }

@@ -131,7 +131,7 @@ static void test_kill(void **state)
         int64_t ms = 0;
         int rc = group(modes[i], "shm", 3, 3, &ms);
         assert_true(rc == 69 || rc == 137);
-        assert_true(ms < 8000);
+        assert_true(ms < 30000); /* the ranks know in 50 ms; the rest is mpirun on a busy machine */
         assert_int_equal(leftovers(), 0);
     }
 }
@@ -142,7 +142,7 @@ static void test_kill_mpi(void **state)
     int64_t ms = 0;
     int rc = group("kill", "mpi", 2, 2, &ms);
     assert_true(rc == 69 || rc == 137);
-    assert_true(ms < 8000);
+    assert_true(ms < 30000);
 }
 
 static void test_stop(void **state)
