@@ -20,10 +20,12 @@ double bench_now(void)
 
 enum { READ_AHEAD = 2048 };
 
+enum { READ_UNITS = 64 };
+
 typedef struct read_task {
     const char *p;
     size_t bytes;
-    uint64_t sums[TM_CPU_THREADS_MAX];
+    uint64_t sums[READ_UNITS];
 } read_task;
 
 /* Two lines in flight per step and more fetched ahead of use. */
@@ -42,26 +44,27 @@ __attribute__((target("avx2"))) static uint64_t read_lines(const char *p, size_t
     return a[0] + a[1] + a[2] + a[3];
 }
 
-static void read_thread(void *arg, int thread, int threads)
+static void read_unit(void *arg, int thread, int unit)
 {
     read_task *r = arg;
     size_t lines = r->bytes / 64;
-    size_t from = lines * (size_t)thread / (size_t)threads;
-    size_t end = lines * (size_t)(thread + 1) / (size_t)threads;
-    r->sums[thread] = read_lines(r->p + from * 64, end - from);
+    size_t from = lines * (size_t)unit / READ_UNITS;
+    size_t end = lines * (size_t)(unit + 1) / READ_UNITS;
+    (void)thread;
+    r->sums[unit] = read_lines(r->p + from * 64, end - from);
 }
 
 static volatile uint64_t g_sink;
 
-double bench_read_seconds(const void *p, size_t bytes, int threads)
+double bench_read_seconds(tm_device *dev, const void *p, size_t bytes)
 {
     static read_task r;
     r.p = p;
     r.bytes = bytes;
     double t = bench_now();
-    tm_cpu_run(threads, read_thread, &r);
+    tm_cpu_run(dev, READ_UNITS, read_unit, &r);
     t = bench_now() - t;
-    for (int i = 0; i < threads; i++)
+    for (int i = 0; i < READ_UNITS; i++)
         g_sink += r.sums[i];
     return t;
 }
@@ -106,19 +109,19 @@ __attribute__((target("avx512f"))) static float fma_512(void)
     return s;
 }
 
-static void fma_thread(void *arg, int thread, int threads)
+static void fma_unit(void *arg, int thread, int unit)
 {
-    (void)threads;
+    (void)thread;
     float *out = arg;
-    out[thread * 16] = __builtin_cpu_supports("avx512f") ? fma_512() : fma_256();
+    out[unit * 16] = __builtin_cpu_supports("avx512f") ? fma_512() : fma_256();
 }
 
-double bench_fma_flops(int threads)
+double bench_fma_flops(tm_device *dev)
 {
     static float out[TM_CPU_THREADS_MAX * 16];
     double lanes = __builtin_cpu_supports("avx512f") ? 16 : 8;
     double t = bench_now();
-    tm_cpu_run(threads, fma_thread, out);
+    tm_cpu_run(dev, dev->threads, fma_unit, out);
     t = bench_now() - t;
-    return 2.0 * lanes * FMA_CHAINS * FMA_STEPS * threads / t;
+    return 2.0 * lanes * FMA_CHAINS * FMA_STEPS * dev->threads / t;
 }

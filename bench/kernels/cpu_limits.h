@@ -4,11 +4,13 @@
 
 #include <stddef.h>
 
-/* Seconds to read `bytes` (whole 64-byte lines) once with all threads, each its own share. */
-double bench_read_seconds(const void *p, size_t bytes, int threads);
+#include "engine/backend/backend.h"
+
+/* Seconds to read `bytes` (whole 64-byte lines) once with all threads of the device. */
+double bench_read_seconds(tm_device *dev, const void *p, size_t bytes);
 
 /* f32 FLOP/s of independent fused multiply-adds in registers, all threads; widest vectors there are. */
-double bench_fma_flops(int threads);
+double bench_fma_flops(tm_device *dev);
 
 double bench_now(void); /* seconds, monotonic */
 

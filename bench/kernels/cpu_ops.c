@@ -149,12 +149,11 @@ static void row(bench *b, const char *what, int tokens, double seconds, double v
 static void measure_limits(bench *b)
 {
     for (int i = 0; i < 3; i++)
-        b->read_big =
-            fmax(b->read_big, BIG_BYTES / bench_read_seconds(b->big, BIG_BYTES, b->threads));
+        b->read_big = fmax(b->read_big, BIG_BYTES / bench_read_seconds(b->dev, b->big, BIG_BYTES));
     for (int i = 0; i < 20; i++) {
-        double t = bench_read_seconds(b->weights, b->weight_bytes, b->threads);
+        double t = bench_read_seconds(b->dev, b->weights, b->weight_bytes);
         b->read_weights = fmax(b->read_weights, (double)b->weight_bytes / t);
-        b->fma = fmax(b->fma, bench_fma_flops(b->threads));
+        b->fma = fmax(b->fma, bench_fma_flops(b->dev));
     }
 }
 

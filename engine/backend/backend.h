@@ -32,7 +32,7 @@ const char *tm_dtype_name(tm_dtype t);
 typedef struct tm_device tm_device; /* one per backend and process */
 
 typedef struct tm_device_opts {
-    int threads;     /* CPU: OpenMP threads of this rank, 0 = cores / ranks on this host */
+    int threads;     /* CPU: threads of this rank, 0 = cores / ranks on this host */
     int index;       /* CUDA: device ordinal */
     const char *isa; /* CPU: "auto", "ref", "avx2", "avx512": the best allowed path */
 } tm_device_opts;

@@ -1,12 +1,14 @@
 /* The CPU device: options that are refused, memory and its limits, backends by name. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -149,12 +151,101 @@ static void threads_test(void **state)
     unsetenv("OMPI_COMM_WORLD_LOCAL_SIZE");
 }
 
+/* Buffers of all sizes live side by side, none overlaps, and freeing in another order is fine. */
+static void regions_test(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    static const size_t sizes[] = {40 << 10, 100001, 1 << 20, 5000, (3 << 20) + 64, 40 << 20};
+    tm_device *dev = op_device_open("ref", 1);
+    char *p[N];
+    for (int i = 0; i < N; i++) {
+        void *q = NULL;
+        size_t size = sizes[i % (int)TM_ARRAY_LEN(sizes)];
+        assert_int_equal(tm_backend_cpu.dev->alloc(dev, size, &q, NULL), TM_OK);
+        assert_int_equal((uintptr_t)q % 64, 0);
+        p[i] = q;
+        p[i][0] = p[i][size - 1] = (char)i;
+    }
+    for (int k = 0; k < N; k++) {
+        int i = k * 7 % N;
+        size_t size = sizes[i % (int)TM_ARRAY_LEN(sizes)];
+        assert_int_equal(p[i][0], i);
+        assert_int_equal(p[i][size - 1], i);
+        tm_backend_cpu.dev->free(dev, p[i]);
+    }
+    tm_backend_cpu.dev->free(dev, NULL);
+    assert_null(dev->regions);
+    op_device_close(dev);
+}
+
+typedef struct loop {
+    int threads, busy[8];
+    atomic_int done[200];
+    atomic_int wrong;
+    int naps;
+} loop;
+
+static void loop_unit(void *arg, int thread, int unit)
+{
+    loop *l = arg;
+    if (thread < 0 || thread >= l->threads || l->busy[thread]++ != 0)
+        atomic_fetch_add(&l->wrong, 1);
+    atomic_fetch_add(&l->done[unit], 1);
+    if (l->naps && unit % 5 == 0)
+        usleep(300);
+    l->busy[thread]--;
+}
+
+/* Each unit runs once, on any thread, in thousands of loops with and without sleep between them. */
+static void pool_test(void **state)
+{
+    (void)state;
+    static const int threads[] = {1, 2, 3, 8};
+    for (size_t i = 0; i < TM_ARRAY_LEN(threads); i++) {
+        tm_device *dev = op_device_open("ref", threads[i]);
+        static loop l;
+        l = (loop){.threads = threads[i]};
+        for (int round = 0; round < 2000; round++) {
+            int units = round * 37 % 200;
+            l.naps = round % 400 == 0;
+            for (int u = 0; u < 200; u++)
+                atomic_store(&l.done[u], 0);
+            tm_cpu_run(dev, units, loop_unit, &l);
+            for (int u = 0; u < 200; u++)
+                assert_int_equal(atomic_load(&l.done[u]), u < units);
+            if (round % 500 == 0)
+                usleep(1000); /* longer than the workers watch */
+        }
+        assert_int_equal(atomic_load(&l.wrong), 0);
+        op_device_close(dev);
+    }
+}
+
+/* Processor time of an idle device: its workers sleep. */
+static void pool_idle_test(void **state)
+{
+    (void)state;
+    struct timespec a, b;
+    static loop l = {.threads = 4};
+    tm_device *dev = op_device_open("ref", 4);
+    tm_cpu_run(dev, 100, loop_unit, &l);
+    usleep(20000);
+    assert_int_equal(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &a), 0);
+    usleep(300000);
+    assert_int_equal(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &b), 0);
+    double used = (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) * 1e-9;
+    assert_true(used < 0.02);
+    op_device_close(dev);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(backend_test), cmocka_unit_test(open_refused_test),
         cmocka_unit_test(alloc_test),   cmocka_unit_test(limits_test),
-        cmocka_unit_test(threads_test),
+        cmocka_unit_test(threads_test), cmocka_unit_test(regions_test),
+        cmocka_unit_test(pool_test),    cmocka_unit_test(pool_idle_test),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

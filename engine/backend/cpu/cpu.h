@@ -17,8 +17,13 @@ typedef struct tm_cpu_isa {
     const tm_op_table *ops;
 } tm_cpu_isa;
 
+typedef struct tm_cpu_pool tm_cpu_pool;
+typedef struct tm_cpu_region tm_cpu_region;
+
 struct tm_device {
     const tm_cpu_isa *isa;
+    tm_cpu_pool *pool;      /* NULL: one thread */
+    tm_cpu_region *regions; /* of alloc, newest first */
     int threads;
     int local_ranks; /* processes of this job on this host, which share its memory */
     void *scratch;   /* 64-byte aligned workspace of all threads, grown between operators */
@@ -46,10 +51,17 @@ void tm_cpu_linear_release(tm_device *dev, tm_weight *w);
 /* NULL when no such path is built. "auto" gives the best one that this processor supports. */
 const tm_cpu_isa *tm_cpu_isa_find(const char *name);
 
-/* Runs fn(arg, thread, threads) once on each of `threads` threads and returns when all are done. This is
- * the only fork and join of the backend. threads == 1 is a plain call. */
-typedef void (*tm_cpu_task_fn)(void *arg, int thread, int threads);
-void tm_cpu_run(int threads, tm_cpu_task_fn fn, void *arg);
+/* Runs fn(arg, thread, unit) once for each unit 0 .. units - 1, spread over the device's threads, and
+ * returns when all are done. Which thread takes a unit is not known; a thread takes one at a time, so
+ * `thread` (below dev->threads) can select a workspace. One caller at a time. This is the only fork and join
+ * of the backend; one unit is a plain call. */
+typedef void (*tm_cpu_task_fn)(void *arg, int thread, int unit);
+void tm_cpu_run(tm_device *dev, int units, tm_cpu_task_fn fn, void *arg);
+
+/* threads - 1 workers beside the caller. crowded: there are fewer processors than threads, so nobody
+ * waits awake. */
+tm_status tm_cpu_pool_create(tm_cpu_pool **out, int threads, bool crowded, tm_err *err);
+void tm_cpu_pool_destroy(tm_cpu_pool *p);
 
 /* The workspace, at least `bytes`, 64-byte aligned; contents are lost between operators. Grows only, so
  * a warm engine does not allocate in a step. NULL when out of memory. */

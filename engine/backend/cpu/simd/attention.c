@@ -12,8 +12,8 @@
  *
  * Read per decode step: each key and value once per kv head, in the cache's dtype. With many rows a tile
  * is first widened to f32 in L1/L2, because every row would repeat the conversion. */
+#include <limits.h>
 #include <math.h>
-#include <stdatomic.h>
 
 #include "common/check.h"
 #include "engine/backend/cpu/cpu.h"
@@ -48,7 +48,6 @@ typedef struct attn_task {
     size_t scratch_floats; /* per thread */
     int first_seq, end_seq;
     int64_t n_units;
-    atomic_llong next; /* units are taken from the last to the first */
     /* Long decodes: partial results of every (sequence, kv head, span). */
     int max_spans; /* 0: spans are merged as they come */
     float *partial;
@@ -257,17 +256,13 @@ static unit find_unit(const attn_task *x, int64_t i)
     return u;
 }
 
-static void units_thread(void *arg, int thread, int threads)
+static void attend_unit(void *arg, int thread, int unit_no)
 {
-    attn_task *x = arg;
-    (void)threads;
+    const attn_task *x = arg;
     work w = carve_work(x->scratch + (size_t)thread * x->scratch_floats, (size_t)x->rows_max, x->dp,
                         (size_t)x->a->head_dim);
-    long long i;
-    while ((i = atomic_fetch_sub_explicit(&x->next, 1, memory_order_relaxed) - 1) >= 0) {
-        unit u = find_unit(x, i);
-        run_unit(x, &u, &w);
-    }
+    unit u = find_unit(x, unit_no);
+    run_unit(x, &u, &w);
 }
 
 /* Where span i of unit n keeps its rows: O[rows][dp], then m[rows], then l[rows]. */
@@ -277,28 +272,23 @@ static float *partial_at(const attn_task *x, int64_t n, int i)
     return x->partial + ((size_t)n * (size_t)x->max_spans + (size_t)i) * each;
 }
 
-static void spans_thread(void *arg, int thread, int threads)
+static void attend_one_span(void *arg, int thread, int span_no)
 {
-    attn_task *x = arg;
-    (void)threads;
+    const attn_task *x = arg;
     work w = carve_work(x->scratch + (size_t)thread * x->scratch_floats, (size_t)x->rows_max, x->dp,
                         (size_t)x->a->head_dim);
-    long long i;
-    while ((i = atomic_fetch_sub_explicit(&x->next, 1, memory_order_relaxed) - 1) >= 0) {
-        int first, end;
-        unit u = find_unit(x, i / x->max_spans);
-        int span = (int)(i % x->max_spans);
-        key_range(x, &u, &first, &end);
-        if (span * x->span >= end || (span + 1) * x->span <= first)
-            continue;
-        load_queries(x, &u, &w);
-        attend_span(x, &u, &w, first, end, span * x->span);
-        float *p = partial_at(x, i / x->max_spans, span);
-        size_t rows = (size_t)u.rows;
-        memcpy(p, w.o, rows * x->dp * sizeof *p);
-        memcpy(p + rows * x->dp, w.m, rows * sizeof *p);
-        memcpy(p + rows * (x->dp + 1), w.l, rows * sizeof *p);
-    }
+    int first, end, span = span_no % x->max_spans;
+    unit u = find_unit(x, span_no / x->max_spans);
+    key_range(x, &u, &first, &end);
+    if (span * x->span >= end || (span + 1) * x->span <= first)
+        return;
+    load_queries(x, &u, &w);
+    attend_span(x, &u, &w, first, end, span * x->span);
+    float *p = partial_at(x, span_no / x->max_spans, span);
+    size_t rows = (size_t)u.rows;
+    memcpy(p, w.o, rows * x->dp * sizeof *p);
+    memcpy(p + rows * x->dp, w.m, rows * sizeof *p);
+    memcpy(p + rows * (x->dp + 1), w.l, rows * sizeof *p);
 }
 
 static void merge_spans(const attn_task *x, const work *w)
@@ -361,12 +351,11 @@ static tm_status attention(tm_device *dev, const tm_attention_args *a, int first
     if (!x.scratch)
         return TM_STATUS_NO_MEMORY;
     x.partial = x.scratch + threads * x.scratch_floats;
-    atomic_init(&x.next, (long long)(x.n_units * TM_MAX(1, x.max_spans)));
-    if (x.max_spans == 0) {
-        tm_cpu_run(dev->threads, units_thread, &x);
+    int64_t n = x.n_units * TM_MAX(1, x.max_spans);
+    TM_ASSERT(n <= INT_MAX);
+    tm_cpu_run(dev, (int)n, x.max_spans ? attend_one_span : attend_unit, &x);
+    if (x.max_spans == 0)
         return TM_OK;
-    }
-    tm_cpu_run(dev->threads, spans_thread, &x);
     work w = carve_work(x.scratch, (size_t)x.rows_max, x.dp, d);
     merge_spans(&x, &w);
     return TM_OK;

@@ -1,4 +1,4 @@
-/* Rotary positions and the append to the cache, threads over tokens.
+/* Rotary positions and the append to the cache, in units of tokens.
  *
  * The sines and cosines of a token are computed once and used for all its q and k heads. Half pairing
  * rotates whole vectors; interleaved pairing, which few families use, goes pair by pair. */
@@ -13,6 +13,7 @@ typedef struct rope_task {
     const tm_rope_append_args *a;
     float *tables; /* per thread: cos[pairs], sin[pairs], each padded to whole vectors */
     size_t pairs;  /* padded rotary_dim / 2 */
+    int units;
 } rope_task;
 
 static void fill_table(const tm_rope_append_args *a, int32_t pos, float *cosines, float *sines)
@@ -86,13 +87,13 @@ static void rope_token(const rope_task *r, int seq, int t, float *cosines, float
     }
 }
 
-static void rope_thread(void *arg, int thread, int threads)
+static void rope_unit(void *arg, int thread, int unit)
 {
     const rope_task *r = arg;
     const tm_batch *b = r->a->batch;
     float *cosines = r->tables + (size_t)thread * 2 * r->pairs;
-    int t0 = (int)((int64_t)b->n_tokens * thread / threads);
-    int t1 = (int)((int64_t)b->n_tokens * (thread + 1) / threads);
+    int t0 = (int)((int64_t)b->n_tokens * unit / r->units);
+    int t1 = (int)((int64_t)b->n_tokens * (unit + 1) / r->units);
     for (int s = 0; s < b->n_seqs; s++) {
         int end = TM_MIN(b->seq_begin[s + 1], t1);
         for (int t = TM_MAX(b->seq_begin[s], t0); t < end; t++)
@@ -108,6 +109,7 @@ tm_status TM_ISA(rope_append)(tm_device *dev, const tm_rope_append_args *a)
     r.tables = tm_cpu_scratch(dev, (size_t)dev->threads * 2 * r.pairs * sizeof(float) + 64);
     if (!r.tables)
         return TM_STATUS_NO_MEMORY;
-    tm_cpu_run(small ? 1 : dev->threads, rope_thread, &r);
+    r.units = small ? 1 : TM_MIN(a->batch->n_tokens, 4 * dev->threads);
+    tm_cpu_run(dev, r.units, rope_unit, &r);
     return TM_OK;
 }

@@ -12,15 +12,22 @@
 /* Elements below which an operator stays on one thread; 16k elements take about 2 us. */
 enum { SERIAL_ELEMENTS = 16 * 1024 };
 
-static int threads_for(const tm_device *dev, int rows, int width)
+typedef struct rows_task {
+    const void *a; /* the operator's arguments */
+    int rows, units;
+} rows_task;
+
+static void run_rows(tm_device *dev, int rows, int width, tm_cpu_task_fn fn, const void *a)
 {
-    return (int64_t)rows * width < SERIAL_ELEMENTS ? 1 : dev->threads;
+    bool small = (int64_t)rows * width < SERIAL_ELEMENTS;
+    rows_task r = {.a = a, .rows = rows, .units = small ? 1 : TM_MIN(rows, 4 * dev->threads)};
+    tm_cpu_run(dev, r.units, fn, &r);
 }
 
-static void share_rows(int rows, int thread, int threads, int *from, int *to)
+static void share_rows(const rows_task *r, int unit, int *from, int *to)
 {
-    *from = (int)((int64_t)rows * thread / threads);
-    *to = (int)((int64_t)rows * (thread + 1) / threads);
+    *from = (int)((int64_t)r->rows * unit / r->units);
+    *to = (int)((int64_t)r->rows * (unit + 1) / r->units);
 }
 
 static void embed_row(const tm_embed_args *a, int64_t row, float *out)
@@ -36,12 +43,14 @@ static void embed_row(const tm_embed_args *a, int64_t row, float *out)
                   w->k - i);
 }
 
-static void embed_thread(void *arg, int thread, int threads)
+static void embed_unit(void *arg, int thread, int unit)
 {
-    const tm_embed_args *a = arg;
+    const rows_task *r = arg;
+    const tm_embed_args *a = r->a;
+    (void)thread;
     size_t h = (size_t)a->table->k;
     int t, end;
-    share_rows(a->n_tokens, thread, threads, &t, &end);
+    share_rows(r, unit, &t, &end);
     for (; t < end; t++) {
         float *out = (float *)a->out + (size_t)t * h;
         int64_t row = (int64_t)a->ids[t] - a->v0;
@@ -54,8 +63,7 @@ static void embed_thread(void *arg, int thread, int threads)
 
 tm_status TM_ISA(embed)(tm_device *dev, const tm_embed_args *a)
 {
-    tm_embed_args copy = *a;
-    tm_cpu_run(threads_for(dev, a->n_tokens, a->table->k), embed_thread, &copy);
+    run_rows(dev, a->n_tokens, a->table->k, embed_unit, a);
     return TM_OK;
 }
 
@@ -112,11 +120,13 @@ static void scale_row(const tm_norm_args *a, const float *x, float mean, float i
     }
 }
 
-static void norm_thread(void *arg, int thread, int threads)
+static void norm_unit(void *arg, int thread, int unit)
 {
-    const tm_norm_args *a = arg;
+    const rows_task *r = arg;
+    const tm_norm_args *a = r->a;
+    (void)thread;
     int t, end;
-    share_rows(a->n_tokens, thread, threads, &t, &end);
+    share_rows(r, unit, &t, &end);
     for (; t < end; t++) {
         size_t at = (size_t)t * (size_t)a->h;
         float *x = (float *)a->residual + at;
@@ -135,8 +145,7 @@ static void norm_thread(void *arg, int thread, int threads)
 
 tm_status TM_ISA(norm)(tm_device *dev, const tm_norm_args *a)
 {
-    tm_norm_args copy = *a;
-    tm_cpu_run(threads_for(dev, a->n_tokens, a->h), norm_thread, &copy);
+    run_rows(dev, a->n_tokens, a->h, norm_unit, a);
     return TM_OK;
 }
 
@@ -171,12 +180,14 @@ TM_INLINE void act_span(const tm_act_kind kind, const float *gate, const float *
     }
 }
 
-static void act_thread(void *arg, int thread, int threads)
+static void act_unit(void *arg, int thread, int unit)
 {
-    const tm_act_args *a = arg;
+    const rows_task *r = arg;
+    const tm_act_args *a = r->a;
+    (void)thread;
     size_t stride = (size_t)a->f * (a->gated ? 2 : 1);
     int t, end;
-    share_rows(a->n_tokens, thread, threads, &t, &end);
+    share_rows(r, unit, &t, &end);
     for (; t < end; t++) {
         const float *gate = (const float *)a->gate_up + (size_t)t * stride;
         const float *up = a->gated ? gate + a->f : NULL;
@@ -192,7 +203,6 @@ static void act_thread(void *arg, int thread, int threads)
 
 tm_status TM_ISA(act)(tm_device *dev, const tm_act_args *a)
 {
-    tm_act_args copy = *a;
-    tm_cpu_run(threads_for(dev, a->n_tokens, a->f), act_thread, &copy);
+    run_rows(dev, a->n_tokens, a->f, act_unit, a);
     return TM_OK;
 }
