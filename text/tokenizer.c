@@ -40,7 +40,9 @@ static const struct {
     {"tokenizer.json", is_any, tm_tok_load_hf},
     {"tokenizer.model", is_sentencepiece, tm_tok_load_sp},
     {"tokenizer.model", is_any, tm_tok_load_tiktoken},
+    {"tekken.json", is_any, tm_tok_load_tekken},
     {"*.tiktoken", is_any, tm_tok_load_tiktoken},
+    {"vocab.json", is_any, tm_tok_load_pair},
 };
 
 static const tm_text_file *find_kind(const tm_text_file *files, int count, size_t k)
@@ -76,7 +78,8 @@ static tm_status load_kind(tm_tokenizer *t, const tm_text_file *files, int count
     if (!f)
         st = TM_FAIL(
             err, TM_STATUS_NOT_FOUND,
-            "the model has no tokenizer file (tokenizer.json, tokenizer.model, *.tiktoken)");
+            "the model has no tokenizer file (tokenizer.json, tokenizer.model, tekken.json, "
+            "*.tiktoken, vocab.json with merges.txt)");
     tm_tok_config_deinit(&c);
     return st;
 }

@@ -36,7 +36,7 @@ static tm_status read_optional(const tm_text_file *files, int count, const char 
 
 tm_status tm_tok_config_read(tm_tok_config *out, const tm_text_file *files, int count, tm_err *err)
 {
-    tm_tok_config c = {0};
+    tm_tok_config c = {.files = files, .file_count = count};
     tm_status st = read_optional(files, count, "tokenizer_config.json", &c.config, err);
     if (st == TM_OK)
         st = read_optional(files, count, "special_tokens_map.json", &c.specials, err);

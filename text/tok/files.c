@@ -24,6 +24,7 @@ static const struct {
     {"config.json", (size_t)4 << 20},
     {"vocab.json", (size_t)64 << 20},
     {"merges.txt", (size_t)64 << 20},
+    {"tekken.json", (size_t)64 << 20},
 };
 
 static tm_status add_file(tm_text_files *f, const char *dir, const char *name, size_t max,

@@ -1,4 +1,4 @@
-/* tokenizer.json of the Hugging Face tokenizers library: byte-pair models with any supported normaliser,
+/* tokenizer.json of the Hugging Face tokenizers library: byte-pair and unigram models with any supported normaliser,
  * pre-tokenizer, decoder and post-processor. The streamed tables (vocabulary, merges) are resolved to ids
  * here; everything small is read from the tree. */
 #include <stdio.h>
@@ -161,6 +161,49 @@ static tm_status load_bpe(loader *l, const json_t *model)
     return tm_bpe_finish(b, &l->t->vocab, l->err);
 }
 
+static void model_unigram(const tm_tokenizer *t, const char *piece, size_t len, tm_ids *out)
+{
+    tm_unigram_encode(t->unigram, piece, len, out);
+}
+
+/* Byte fallback only works when all bytes have a token. */
+static bool has_all_bytes(const tm_bpe *b)
+{
+    for (int i = 0; i < 256; i++)
+        if (b->byte_id[i] < 0)
+            return false;
+    return true;
+}
+
+static tm_status load_unigram(loader *l, const json_t *model)
+{
+    const tm_tokenizer_file *f = &l->f;
+    int64_t unk = -1;
+    bool fallback = false;
+    if (!f->vocab_is_array)
+        return TM_FAIL(l->err, TM_STATUS_DATA, "model.vocab: expected an array, got an object");
+    TM_TRY(tm_json_int(model, "unk_id", 0, (int64_t)f->vocab_n - 1, &unk, l->err));
+    TM_TRY(tm_json_bool(model, "byte_fallback", &fallback, l->err));
+    find_bytes(l);
+    fallback = fallback && has_all_bytes(&l->t->bpe);
+    tm_unigram_piece *v = malloc(f->vocab_n * sizeof(*v));
+    if (!v)
+        return TM_FAIL(l->err, TM_STATUS_NO_MEMORY, "out of memory for the vocabulary");
+    tm_unigram_opts o = {
+        .unk = (int32_t)unk, .byte_id = fallback ? l->t->bpe.byte_id : NULL, .min_score = 1e300};
+    size_t n = 0;
+    for (size_t i = 0; i < f->vocab_n; i++) {
+        const tm_vocab_entry *e = &f->vocab[i];
+        o.min_score = TM_MIN(o.min_score, e->score);
+        if (e->len > 0 && !(l->t->vocab.tokens[e->id].flags & TM_TOKEN_SPECIAL))
+            v[n++] = (tm_unigram_piece){f->blob.data + e->text, e->len, e->id, e->score, false};
+    }
+    l->t->model = model_unigram;
+    tm_status st = tm_unigram_create(&l->t->unigram, v, n, &o, l->err);
+    free(v);
+    return st;
+}
+
 /* ---- added tokens and post-processor -------------------------------------------------------------------- */
 
 static tm_status load_added(loader *l)
@@ -311,6 +354,11 @@ static tm_status in_section(tm_status st, const char *name, tm_err *err)
     return st;
 }
 
+static const struct {
+    const char *type;
+    tm_status (*load)(loader *l, const json_t *model);
+} models[] = {{"BPE", load_bpe}, {"Unigram", load_unigram}};
+
 static tm_status load_model(loader *l)
 {
     const json_t *model = tm_json_get(l->f.tree, "model");
@@ -322,10 +370,11 @@ static tm_status load_model(loader *l)
     /* Old files leave the type out; merges say that it is BPE. */
     if (!type && l->f.merges_n > 0)
         type = "BPE";
-    if (!type || strcmp(type, "BPE") != 0)
-        return TM_FAIL(l->err, TM_STATUS_UNSUPPORTED, "model.type: \"%.40s\" is not supported",
-                       type ? type : "");
-    return load_bpe(l, model);
+    for (size_t i = 0; type && i < TM_ARRAY_LEN(models); i++)
+        if (strcmp(models[i].type, type) == 0)
+            return models[i].load(l, model);
+    return TM_FAIL(l->err, TM_STATUS_UNSUPPORTED, "model.type: \"%.40s\" is not supported",
+                   type ? type : "");
 }
 
 static tm_status load_all(loader *l, const tm_tok_config *c)

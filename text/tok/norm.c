@@ -8,6 +8,8 @@
 
 #include "common/check.h"
 #include "common/json.h"
+#include "text/tok/base64.h"
+#include "text/tok/charsmap.h"
 #include "text/tok/regex.h"
 
 #define STEPS_MAX 16
@@ -25,6 +27,7 @@ struct step {
     char *from, *to; /* Replace; Prepend uses `to` */
     size_t from_len, to_len;
     bool left, right; /* Strip */
+    tm_charsmap map;  /* Precompiled */
 };
 
 struct tm_norm {
@@ -164,6 +167,15 @@ static tm_status run_strip_accents(const step *s, const char *t, size_t len, tm_
     return TM_OK;
 }
 
+static tm_status run_precompiled(const step *s, const char *t, size_t len, tm_buf *out,
+                                 bool *changed, tm_err *err)
+{
+    (void)err;
+    *changed = true;
+    tm_charsmap_apply_clusters(&s->map, t, len, out);
+    return TM_OK;
+}
+
 /* ---- loading -------------------------------------------------------------------------------------------- */
 
 static step *new_step(tm_norm *n, step_fn run, tm_err *err)
@@ -230,6 +242,27 @@ static tm_status parse_strip(tm_norm *n, const json_t *v, int depth, tm_err *err
     return tm_json_bool(v, "strip_right", &s->right, err);
 }
 
+static tm_status parse_precompiled(tm_norm *n, const json_t *v, int depth, tm_err *err)
+{
+    (void)depth;
+    const json_t *text = tm_json_get(v, "precompiled_charsmap");
+    step *s = new_step(n, run_precompiled, err);
+    if (!s)
+        return TM_STATUS_TOO_LARGE;
+    if (!text) /* a normaliser without a table does nothing */
+        return TM_OK;
+    size_t len = json_string_length(text), n_bytes = 0;
+    char *bytes = malloc(len / 4 * 3 + 3);
+    if (!bytes)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a normaliser");
+    tm_status st =
+        json_is_string(text) && tm_base64_decode(json_string_value(text), len, bytes, &n_bytes)
+            ? tm_charsmap_read(&s->map, bytes, n_bytes, err)
+            : TM_FAIL(err, TM_STATUS_DATA, "precompiled_charsmap: expected base64");
+    free(bytes);
+    return st;
+}
+
 static tm_status parse_step(tm_norm *n, const json_t *v, int depth, tm_err *err);
 
 static tm_status parse_sequence(tm_norm *n, const json_t *v, int depth, tm_err *err)
@@ -264,6 +297,7 @@ static const struct {
     {"Replace", parse_replace, NULL, TM_UC_NFC},
     {"Prepend", parse_prepend, NULL, TM_UC_NFC},
     {"Strip", parse_strip, NULL, TM_UC_NFC},
+    {"Precompiled", parse_precompiled, NULL, TM_UC_NFC},
     {"Sequence", parse_sequence, NULL, TM_UC_NFC},
 };
 
@@ -323,6 +357,7 @@ void tm_norm_destroy(tm_norm *n)
         tm_regex_destroy(n->steps[i].regex);
         free(n->steps[i].from);
         free(n->steps[i].to);
+        tm_charsmap_deinit(&n->steps[i].map);
     }
     free(n);
 }

@@ -444,7 +444,11 @@ static tm_status parse_whitespace_split(tm_pretok *p, const json_t *v, int depth
 
 static tm_status parse_whitespace(tm_pretok *p, const json_t *v, int depth, tm_err *err)
 {
-    static const char words[] = "\\w+|[^\\w\\s]+";
+    /* \w+|[^\w\s]+ with \w as Rust has it: alphabetic, marks, digits, connectors, joiners. */
+#define WORD                                                                                       \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200C}\\x{200D}\\x{24B6}-\\x{24E9}"                       \
+    "\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
+    static const char words[] = "[" WORD "]+|[^" WORD "\\s]+";
     (void)depth;
     (void)v;
     stage *s = new_stage(p, run_split, err);

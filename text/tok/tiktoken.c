@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "text/tok/base64.h"
 #include "text/tok/tok.h"
 
 #define TOKEN_MAX 1024 /* the longest published tokens have 128 bytes */
@@ -112,34 +113,6 @@ static const struct {
 
 /* ---- the file ------------------------------------------------------------------------------------------- */
 
-static int digit_of(char c)
-{
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *at = c ? memchr(digits, c, 64) : NULL;
-    return at ? (int)(at - digits) : -1;
-}
-
-/* Decodes into out; false: not base64 with its padding. */
-static bool decode(const char *s, size_t len, char *out, size_t *out_len)
-{
-    size_t n = 0, digits = len;
-    while (digits > 0 && len - digits < 2 && s[digits - 1] == '=')
-        digits--;
-    if (len % 4 || digits == 0)
-        return false;
-    uint32_t bits = 0;
-    for (size_t i = 0; i < digits; i++) {
-        int d = digit_of(s[i]);
-        if (d < 0)
-            return false;
-        bits = bits << 6 | (uint32_t)d;
-        if (i % 4 > 0)
-            out[n++] = (char)(bits >> (6 - 2 * (i % 4)));
-    }
-    *out_len = n;
-    return true;
-}
-
 static tm_status add_line(tm_tokenizer *t, const char *s, size_t len, tm_err *err)
 {
     char bytes[TOKEN_MAX + 3];
@@ -148,7 +121,8 @@ static tm_status add_line(tm_tokenizer *t, const char *s, size_t len, tm_err *er
     size_t text = space ? (size_t)(space - s) : 0;
     if (text > TOKEN_MAX / 3 * 4)
         return TM_FAIL(err, TM_STATUS_TOO_LARGE, "a token has more than %d bytes", TOKEN_MAX);
-    if (!space || text + 1 == len || len - text > 9 || !decode(s, text, bytes, &n))
+    if (!space || text + 1 == len || len - text > 9 || !tm_base64_decode(s, text, bytes, &n) ||
+        n == 0)
         return TM_FAIL(err, TM_STATUS_DATA, "expected a token in base64 and its rank");
     for (size_t i = text + 1; i < len; i++) {
         if (s[i] < '0' || s[i] > '9')
@@ -179,11 +153,11 @@ static tm_status load_ranks(tm_tokenizer *t, const char *s, size_t len, tm_err *
 }
 
 /* add false: only counts. */
-static size_t each_rule(tm_tokenizer *t, int32_t count, bool add)
+static size_t each_rule(tm_tokenizer *t, int32_t first, int32_t end, bool add)
 {
     const tm_vocab *v = &t->vocab;
     size_t n = 0;
-    for (int32_t id = 0; id < count; id++) {
+    for (int32_t id = first; id < end; id++) {
         if (!tm_vocab_has(v, id))
             continue;
         const char *s = tm_vocab_key(v, id);
@@ -206,7 +180,7 @@ static void model_bpe(const tm_tokenizer *t, const char *piece, size_t len, tm_i
     tm_bpe_encode(&t->bpe, piece, len, out);
 }
 
-static tm_status load_model(tm_tokenizer *t, int32_t count, tm_err *err)
+tm_status tm_tok_rank_model(tm_tokenizer *t, int32_t first, int32_t end, tm_err *err)
 {
     tm_bpe *b = &t->bpe;
     for (int i = 0; i < 256; i++) {
@@ -215,12 +189,12 @@ static tm_status load_model(tm_tokenizer *t, int32_t count, tm_err *err)
         if (b->byte_id[i] < 0)
             return TM_FAIL(err, TM_STATUS_DATA, "has no token for the byte 0x%02X", i);
     }
-    size_t rules = each_rule(t, count, false);
+    size_t rules = each_rule(t, first, end, false);
     if (rules > RULES_MAX)
         return TM_FAIL(err, TM_STATUS_TOO_LARGE, "the ranks make %zu merges, at most %zu", rules,
                        RULES_MAX);
     TM_TRY(tm_bpe_reserve(b, rules, err));
-    each_rule(t, count, true);
+    each_rule(t, first, end, true);
     b->whole_first = true;
     t->model = model_bpe;
     return tm_bpe_finish(b, &t->vocab, err);
@@ -286,5 +260,5 @@ tm_status tm_tok_load_tiktoken(tm_tokenizer *t, const tm_text_file *file, const 
     TM_TRY(add_specials(t, row, err));
     TM_TRY(tm_tok_config_apply(c, t, err));
     TM_TRY(set_ends(t, row, c, err));
-    return load_model(t, count, err);
+    return tm_tok_rank_model(t, 0, count, err);
 }

@@ -48,6 +48,8 @@ typedef struct tm_tok_config {
     json_t *config;   /* tokenizer_config.json */
     json_t *specials; /* special_tokens_map.json */
     json_t *added;    /* added_tokens.json */
+    const tm_text_file *files;
+    int file_count;
 } tm_tok_config;
 
 tm_status tm_tok_config_read(tm_tok_config *out, const tm_text_file *files, int count, tm_err *err);
@@ -83,5 +85,11 @@ tm_status tm_tok_load_sp(tm_tokenizer *t, const tm_text_file *file, const tm_tok
                          tm_err *err);
 tm_status tm_tok_load_tiktoken(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
                                tm_err *err);
+tm_status tm_tok_load_tekken(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
+                             tm_err *err);
+tm_status tm_tok_load_pair(tm_tokenizer *t, const tm_text_file *file, const tm_tok_config *c,
+                           tm_err *err);
+/* Byte-level merging where the token with the lowest id wins; the ids [first, end) are in the vocabulary. */
+tm_status tm_tok_rank_model(tm_tokenizer *t, int32_t first, int32_t end, tm_err *err);
 
 #endif
