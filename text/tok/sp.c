@@ -98,7 +98,9 @@ static tm_status add_symbol(loader *l, int32_t id)
         a.special = true;
         return tm_tok_add(l->t, &a, l->err);
     }
-    if (p->type != TM_SP_USER_DEFINED)
+    a.guarded = is_placeholder(p->text, p->len);
+    /* The unigram model finds them by itself, with the space in front that SentencePiece puts there. */
+    if (p->type != TM_SP_USER_DEFINED || (l->f.model == TM_SP_UNIGRAM && !a.guarded))
         return TM_OK;
     put_spaces(&l->piece, p->text, p->len);
     if (l->f.escape_spaces && l->piece.len != p->len) {
@@ -106,7 +108,6 @@ static tm_status add_symbol(loader *l, int32_t id)
         tm_added_token t = {.text = l->piece.data, .len = (uint32_t)l->piece.len, .id = id};
         return tm_added_put(&l->t->added[0], &t, l->err);
     }
-    a.guarded = is_placeholder(p->text, p->len);
     return tm_tok_add(l->t, &a, l->err);
 }
 
@@ -202,13 +203,13 @@ static void expand_unused(const void *ctx, int32_t id, tm_ids *out)
 {
     const tm_tokenizer *t = ctx;
     const tm_ids *to = &t->unused[id];
-    for (size_t i = 0; i < to->n; i++) {
-        /* Parts are shorter than the whole, which ends the recursion. */
-        if (t->vocab.tokens[to->v[i]].flags & TM_TOKEN_HIDDEN && t->unused[to->v[i]].n > 0)
-            expand_unused(ctx, to->v[i], out);
-        else
-            tm_ids_push(out, to->v[i]);
+    if (to->n <= 1) { /* bytes, the unknown token, single characters */
+        tm_ids_push(out, id);
+        return;
     }
+    /* Parts are shorter than the whole, which ends the recursion. */
+    for (size_t i = 0; i < to->n; i++)
+        expand_unused(ctx, to->v[i], out);
 }
 
 /* An unused piece takes part in merging, but is written as what it was merged from: as its spelling comes out
@@ -233,7 +234,6 @@ static tm_status load_unused(loader *l)
         if (t->unused[i].failed)
             return TM_FAIL(l->err, TM_STATUS_NO_MEMORY, "out of memory for the vocabulary");
     }
-    /* A single character has no parts and stays. */
     for (size_t i = 0; i < l->f.count; i++)
         if (t->unused[i].n > 1)
             t->vocab.tokens[i].flags |= TM_TOKEN_HIDDEN;
