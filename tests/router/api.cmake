@@ -1,12 +1,7 @@
-# Tests of the HTTP API, its limits and keys.
-set(harness api_harness.c fake_dispatch.c)
-set(template)
-if(NOT EXISTS ${CMAKE_SOURCE_DIR}/text/template.c)
-  list(APPEND template template_fake.c)
-endif()
+# Tests of the faces: the HTTP API and the gRPC service, limits and keys, options.
 foreach(name api_stream api_http api_info api_reply grpc)
-  tm_test(${name}_test SOURCES ${name}_test.c ${harness} ${template} LIBS tm_router TIMEOUT 240)
+  tm_test(${name}_test SOURCES ${name}_test.c api_harness.c fake_dispatch.c LIBS tm_router TIMEOUT 240)
 endforeach()
 foreach(name api_fields api_messages limit router_options)
-  tm_test(${name}_test SOURCES ${name}_test.c ${template} LIBS tm_router)
+  tm_test(${name}_test SOURCES ${name}_test.c LIBS tm_router)
 endforeach()
