@@ -15,7 +15,7 @@ static int digit_of(char c)
     return c == '+' ? 62 : c == '/' ? 63 : -1;
 }
 
-bool tm_base64_decode(const char *s, size_t len, char *out, size_t *out_len)
+bool tm_b64_decode(const char *s, size_t len, char *out, size_t *out_len)
 {
     size_t n = 0, digits = len;
     while (digits > 0 && len - digits < 2 && s[digits - 1] == '=')

@@ -6,6 +6,6 @@
 #include <stddef.h>
 
 /* out has room for len / 4 * 3 bytes; false: not base64. */
-bool tm_base64_decode(const char *s, size_t len, char *out, size_t *out_len);
+bool tm_b64_decode(const char *s, size_t len, char *out, size_t *out_len);
 
 #endif
