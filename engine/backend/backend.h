@@ -34,6 +34,7 @@ typedef struct tm_device tm_device; /* one per backend and process */
 typedef struct tm_device_opts {
     int threads;     /* CPU: threads of this rank, 0 = cores / ranks on this host */
     int index;       /* CUDA: device ordinal */
+    tm_dtype dtype;  /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
     const char *isa; /* CPU: "auto", "ref", "avx2", "avx512": the best allowed path */
 } tm_device_opts;
 
@@ -49,7 +50,8 @@ typedef struct tm_weight {
 
 /* The shape of one step, flat. Arrays are host memory on the CPU backend and device memory on CUDA.
  * Tokens of a sequence are contiguous and in order; sequences with exactly one new token come first
- * (rows 0..n_decode-1), then the prefill chunks. */
+ * (rows 0..n_decode-1), then the prefill chunks. On a device with graphs a decode sequence with kv_len 0 is
+ * padding: nothing is appended for its row, and what operators leave in it is undefined. */
 typedef struct tm_batch {
     int n_tokens;             /* T */
     int n_seqs;               /* B */
@@ -97,13 +99,25 @@ typedef struct tm_norm_args {
     bool add_one;
 } tm_norm_args;
 
-/* out[T,N] = x[T,K] * W^T + bias. ldx and ldo are row strides in elements. */
+/* out[T,N] = x[T,K] * W^T + bias. ldx and ldo are row strides in elements. f32_out: out is f32 whatever the
+ * activations are (the logits). */
 typedef struct tm_linear_args {
     void *out;
     const void *x;
     const tm_weight *w;
     int n_tokens, ldx, ldo;
+    bool f32_out;
 } tm_linear_args;
+
+/* out[T,F] = act(x W_gate^T) * (x W_up^T), w [2F, K] with the gate rows first. gate_up [T, 2F] is a workspace
+ * whose contents are undefined afterwards. */
+typedef struct tm_linear_gated_args {
+    void *out, *gate_up;
+    const void *x;
+    const tm_weight *w;
+    int n_tokens, ldx;
+    tm_act_kind act;
+} tm_linear_gated_args;
 
 /* Rotates q and k in place by position, then writes k and v into the cache. qkv is [T, (H + 2K) * d]: the
  * H query heads, then K key heads, then K value heads of each token. inv_freq[rd / 2] f32 host-computed
@@ -151,6 +165,17 @@ typedef struct tm_gather_rows_args {
     int n_rows, h;
 } tm_gather_rows_args;
 
+/* out[R] = the index of the largest number of each row of x [R, n] f32, the lowest one on ties; -1 when the
+ * row has no finite maximum. */
+typedef struct tm_argmax_args {
+    int32_t *out;
+    const float *x;
+    int n_rows, n;
+} tm_argmax_args;
+
+/* A recorded sequence of operators and copies, see graph_begin. */
+typedef struct tm_graph tm_graph;
+
 typedef struct tm_device_ops {
     tm_status (*open)(tm_device **out, const tm_device_opts *opts, tm_err *err);
     void (*close)(tm_device *dev);
@@ -161,6 +186,20 @@ typedef struct tm_device_ops {
     tm_status (*download)(tm_device *dev, void *host, const void *src, size_t bytes);
     tm_status (*sync)(tm_device *dev);
     const char *(*describe)(tm_device *dev); /* "cpu avx2, 2 threads" */
+    /* The rest may be NULL: a device that has none works without. */
+    tm_dtype (*act_dtype)(tm_device *dev); /* of this device; NULL: the backend's */
+    /* Host memory that copies reach without a detour. Copies from and into it return before they are done. */
+    tm_status (*alloc_host)(tm_device *dev, size_t bytes, void **out, tm_err *err);
+    void (*free_host)(tm_device *dev, void *p);
+    tm_status (*download_async)(tm_device *dev, void *host, const void *src, size_t bytes);
+    /* Between begin and end calls are recorded, not run; every pointer and number in them is fixed. A recording
+     * that fails is thrown away by graph_end with its status. */
+    tm_status (*graph_begin)(tm_device *dev);
+    tm_status (*graph_end)(tm_device *dev, tm_graph **out);
+    tm_status (*graph_launch)(tm_device *dev, tm_graph *graph);
+    void (*graph_free)(tm_device *dev, tm_graph *graph);
+    /* Bytes per second of reading `bytes` of device memory once, the best of several passes. */
+    tm_status (*read_rate)(tm_device *dev, size_t bytes, double *rate, tm_err *err);
 } tm_device_ops;
 
 typedef struct tm_op_table {
@@ -175,11 +214,14 @@ typedef struct tm_op_table {
     tm_status (*attention_decode)(tm_device *dev, const tm_attention_args *a);
     tm_status (*act)(tm_device *dev, const tm_act_args *a);
     tm_status (*gather_rows)(tm_device *dev, const tm_gather_rows_args *a);
+    /* May be NULL: the caller does without. */
+    tm_status (*linear_gated)(tm_device *dev, const tm_linear_gated_args *a);
+    tm_status (*argmax)(tm_device *dev, const tm_argmax_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {
     const char *name; /* "cpu", "cuda" */
-    tm_dtype act_dtype;
+    tm_dtype act_dtype; /* the device's own choice stands in tm_device_ops.act_dtype where there is one */
     const tm_device_ops *dev;
     const tm_op_table *ops; /* CPU: valid after dev->open chose the instruction set */
 } tm_backend;

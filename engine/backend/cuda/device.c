@@ -1,8 +1,8 @@
-/* The CUDA device: memory, copies and synchronisation on one stream, and the operator table.
+/* The CUDA device: memory, copies, synchronisation and graphs on one stream.
  *
  * After any CUDA failure the context cannot be trusted, so the device is poisoned: the failure is logged
  * once, with the call that saw it, and every later operator returns the same status. The engine ends the
- * group. Operators without a kernel are NULL: a model that needs one is refused when it is opened. */
+ * group. */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,19 +10,15 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "engine/backend/cuda/cuda.h"
-#include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/device.h"
 
 enum { CAPABILITY_MIN = 80 }; /* sm_80: bf16 arithmetic and asynchronous copies */
 
-struct tm_device {
-    int index;
-    cudaStream_t stream;
-    bool poisoned;
-    char text[160];
+struct tm_graph {
+    cudaGraphExec_t exec;
 };
 
-/* Passes a result on; the first failure is logged and poisons the device. */
-static tm_status check_call(tm_device *dev, cudaError_t e, const char *call)
+tm_status tm_cuda_check(tm_device *dev, cudaError_t e, const char *call)
 {
     if (dev->poisoned)
         return TM_STATUS_INTERNAL;
@@ -33,8 +29,6 @@ static tm_status check_call(tm_device *dev, cudaError_t e, const char *call)
            cudaGetErrorString(e));
     return TM_STATUS_INTERNAL;
 }
-
-#define TM_CUDA(dev, call) check_call((dev), (call), #call)
 
 /* Looks the device up and refuses it when it is too old. */
 static tm_status probe_device(int index, struct cudaDeviceProp *prop, tm_err *err)
@@ -56,6 +50,41 @@ static tm_status probe_device(int index, struct cudaDeviceProp *prop, tm_err *er
     return TM_OK;
 }
 
+/* Stream, scratch and counters; what was taken is given back by cuda_close. */
+static cudaError_t take_resources(tm_device *d, const struct cudaDeviceProp *prop)
+{
+    void *scratch = NULL, *tickets = NULL;
+    d->ctx.sms = prop->multiProcessorCount;
+    d->ctx.dependent_launch = prop->major >= 9;
+    cudaError_t e = cudaSetDevice(d->index);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&d->ctx.stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&scratch, TM_CUDA_SCRATCH_BYTES);
+    d->ctx.scratch = scratch;
+    if (e == cudaSuccess)
+        e = cudaMalloc(&tickets, TM_CUDA_TICKETS * sizeof(int));
+    d->ctx.tickets = tickets;
+    if (e == cudaSuccess)
+        e = cudaMemset(tickets, 0, TM_CUDA_TICKETS * sizeof(int));
+    if (e == cudaSuccess)
+        e = cudaDeviceSynchronize();
+    return e;
+}
+
+static void cuda_close(tm_device *dev)
+{
+    if (!dev)
+        return;
+    tm_cuda_gemm_destroy(dev->gemm);
+    cudaFree(dev->ctx.scratch);
+    cudaFree(dev->ctx.tickets);
+    cudaError_t e = dev->ctx.stream ? cudaStreamDestroy(dev->ctx.stream) : cudaSuccess;
+    if (e != cudaSuccess && !dev->poisoned)
+        tm_log(TM_LOG_WARN, "cuda_close", "device %d: %s", dev->index, cudaGetErrorString(e));
+    free(dev);
+}
+
 static tm_status cuda_open(tm_device **out, const tm_device_opts *opts, tm_err *err)
 {
     struct cudaDeviceProp prop;
@@ -64,13 +93,17 @@ static tm_status cuda_open(tm_device **out, const tm_device_opts *opts, tm_err *
     if (!d)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for the cuda device");
     d->index = opts->index;
-    cudaError_t e = cudaSetDevice(d->index);
-    if (e == cudaSuccess)
-        e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
-    if (e != cudaSuccess) {
-        free(d);
-        return TM_FAIL(err, TM_STATUS_CONFIG, "CUDA device %d cannot be used: %s", opts->index,
-                       cudaGetErrorString(e));
+    d->ctx.act = opts->dtype == TM_DTYPE_F32 ? TM_DTYPE_BF16 : opts->dtype;
+    cudaError_t e = take_resources(d, &prop);
+    tm_status st = TM_OK;
+    if (e != cudaSuccess)
+        st = TM_FAIL(err, TM_STATUS_CONFIG, "CUDA device %d cannot be used: %s", opts->index,
+                     cudaGetErrorString(e));
+    else
+        st = tm_cuda_gemm_create(&d->gemm, err);
+    if (st != TM_OK) {
+        cuda_close(d);
+        return st;
     }
     snprintf(d->text, sizeof d->text, "cuda %.100s, sm_%d%d, device %d", prop.name, prop.major,
              prop.minor, d->index);
@@ -78,14 +111,9 @@ static tm_status cuda_open(tm_device **out, const tm_device_opts *opts, tm_err *
     return TM_OK;
 }
 
-static void cuda_close(tm_device *dev)
+static tm_dtype cuda_act_dtype(tm_device *dev)
 {
-    if (!dev)
-        return;
-    cudaError_t e = cudaStreamDestroy(dev->stream);
-    if (e != cudaSuccess && !dev->poisoned)
-        tm_log(TM_LOG_WARN, "cuda_close", "device %d: %s", dev->index, cudaGetErrorString(e));
-    free(dev);
+    return dev->ctx.act;
 }
 
 static tm_status cuda_mem_free(tm_device *dev, size_t *bytes, tm_err *err)
@@ -124,39 +152,117 @@ static void cuda_free(tm_device *dev, void *p)
 /* Pageable host memory may be reused on return; pinned memory only after sync. */
 static tm_status cuda_upload(tm_device *dev, void *dst, const void *host, size_t bytes)
 {
-    return TM_CUDA(dev, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, dev->stream));
+    return TM_CUDA(dev, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, dev->ctx.stream));
 }
 
 static tm_status cuda_sync(tm_device *dev)
 {
-    return TM_CUDA(dev, cudaStreamSynchronize(dev->stream));
+    return TM_CUDA(dev, cudaStreamSynchronize(dev->ctx.stream));
+}
+
+static tm_status cuda_download_async(tm_device *dev, void *host, const void *src, size_t bytes)
+{
+    return TM_CUDA(dev, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, dev->ctx.stream));
 }
 
 /* The data is there on return. */
 static tm_status cuda_download(tm_device *dev, void *host, const void *src, size_t bytes)
 {
-    TM_TRY(TM_CUDA(dev, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, dev->stream)));
+    TM_TRY(cuda_download_async(dev, host, src, bytes));
     return cuda_sync(dev);
+}
+
+static tm_status cuda_alloc_host(tm_device *dev, size_t bytes, void **out, tm_err *err)
+{
+    void *p = NULL;
+    cudaError_t e = cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocDefault);
+    if (e == cudaSuccess) {
+        *out = p;
+        return TM_OK;
+    }
+    (void)cudaGetLastError();
+    return TM_FAIL(err, TM_STATUS_NO_MEMORY, "device %d: %zu bytes of pinned host memory: %s",
+                   dev->index, bytes, cudaGetErrorString(e));
+}
+
+static void cuda_free_host(tm_device *dev, void *p)
+{
+    (void)TM_CUDA(dev, cudaFreeHost(p));
+}
+
+static tm_status cuda_graph_begin(tm_device *dev)
+{
+    return TM_CUDA(dev, cudaStreamBeginCapture(dev->ctx.stream, cudaStreamCaptureModeThreadLocal));
+}
+
+static tm_status cuda_graph_end(tm_device *dev, tm_graph **out)
+{
+    cudaGraph_t graph = NULL;
+    tm_status st = TM_CUDA(dev, cudaStreamEndCapture(dev->ctx.stream, &graph));
+    tm_graph *g = st == TM_OK ? calloc(1, sizeof(*g)) : NULL;
+    if (st == TM_OK && !g)
+        st = TM_STATUS_NO_MEMORY;
+    if (st == TM_OK)
+        st = TM_CUDA(dev, cudaGraphInstantiate(&g->exec, graph, 0));
+    if (graph)
+        cudaGraphDestroy(graph);
+    if (st != TM_OK) {
+        free(g);
+        return st;
+    }
+    *out = g;
+    return TM_OK;
+}
+
+static tm_status cuda_graph_launch(tm_device *dev, tm_graph *graph)
+{
+    return TM_CUDA(dev, cudaGraphLaunch(graph->exec, dev->ctx.stream));
+}
+
+static void cuda_graph_free(tm_device *dev, tm_graph *graph)
+{
+    if (!graph)
+        return;
+    (void)TM_CUDA(dev, cudaGraphExecDestroy(graph->exec));
+    free(graph);
+}
+
+/* Random bytes are not needed: the kernel reads integers, and their value does not change the speed of a read. */
+static tm_status time_reads(tm_device *dev, const void *p, size_t bytes, double *rate)
+{
+    cudaEvent_t begin, end;
+    float best = 0.0f, ms;
+    TM_TRY(TM_CUDA(dev, cudaEventCreate(&begin)));
+    TM_TRY(TM_CUDA(dev, cudaEventCreate(&end)));
+    for (int i = 0; i < 7; i++) {
+        TM_TRY(TM_CUDA(dev, cudaEventRecord(begin, dev->ctx.stream)));
+        TM_TRY(TM_CUDA(dev, tm_cuda_read_launch(p, bytes, &dev->ctx)));
+        TM_TRY(TM_CUDA(dev, cudaEventRecord(end, dev->ctx.stream)));
+        TM_TRY(cuda_sync(dev));
+        TM_TRY(TM_CUDA(dev, cudaEventElapsedTime(&ms, begin, end)));
+        best = i == 0 || ms < best ? ms : best;
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    *rate = (double)bytes / ((double)best * 1e-3);
+    return TM_OK;
+}
+
+static tm_status cuda_read_rate(tm_device *dev, size_t bytes, double *rate, tm_err *err)
+{
+    void *p = NULL;
+    TM_TRY(cuda_alloc(dev, bytes, &p, err));
+    tm_status st = TM_CUDA(dev, cudaMemsetAsync(p, 1, bytes, dev->ctx.stream));
+    if (st == TM_OK)
+        st = time_reads(dev, p, bytes, rate);
+    cuda_free(dev, p);
+    return st == TM_OK ? TM_OK
+                       : TM_FAIL(err, st, "device %d: the read probe failed", dev->index);
 }
 
 static const char *cuda_describe(tm_device *dev)
 {
     return dev->text;
-}
-
-static tm_status cuda_embed(tm_device *dev, const tm_embed_args *a)
-{
-    return TM_CUDA(dev, tm_cuda_embed_launch(a, tm_backend_cuda.act_dtype, dev->stream));
-}
-
-static tm_status cuda_norm(tm_device *dev, const tm_norm_args *a)
-{
-    return TM_CUDA(dev, tm_cuda_norm_launch(a, tm_backend_cuda.act_dtype, dev->stream));
-}
-
-static tm_status cuda_gather_rows(tm_device *dev, const tm_gather_rows_args *a)
-{
-    return TM_CUDA(dev, tm_cuda_gather_rows_launch(a, tm_backend_cuda.act_dtype, dev->stream));
 }
 
 static const tm_device_ops g_device_ops = {
@@ -169,17 +275,20 @@ static const tm_device_ops g_device_ops = {
     .download = cuda_download,
     .sync = cuda_sync,
     .describe = cuda_describe,
-};
-
-static const tm_op_table g_ops = {
-    .embed = cuda_embed,
-    .norm = cuda_norm,
-    .gather_rows = cuda_gather_rows,
+    .act_dtype = cuda_act_dtype,
+    .alloc_host = cuda_alloc_host,
+    .free_host = cuda_free_host,
+    .download_async = cuda_download_async,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
+    .graph_launch = cuda_graph_launch,
+    .graph_free = cuda_graph_free,
+    .read_rate = cuda_read_rate,
 };
 
 const tm_backend tm_backend_cuda = {
     .name = "cuda",
     .act_dtype = TM_DTYPE_BF16,
     .dev = &g_device_ops,
-    .ops = &g_ops,
+    .ops = &tm_cuda_ops,
 };

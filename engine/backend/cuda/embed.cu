@@ -2,7 +2,7 @@
  *
  * embed: out[t] = round(table[ids[t] - v0] * scale), zeros for ids of other ranks. Bytes moved per call:
  * T * h * (size of the table's dtype + 2). gather_rows: R * h * 4. Packs of 8 elements where h allows. */
-#include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/vec.cuh"
 
 namespace
@@ -14,6 +14,8 @@ template <typename T, typename W, int V>
 __global__ void __launch_bounds__(THREADS)
     embed_kernel(T *out, const int32_t *ids, const W *table, int rows, int h, int v0, float scale)
 {
+    start_next();
+    wait_previous();
     const int id = ids[blockIdx.x] - v0, packs = h / V;
     const bool here = id >= 0 && id < rows;
     for (int i = threadIdx.x; i < packs; i += THREADS) {
@@ -32,29 +34,24 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-template <typename T, typename W> cudaError_t launch(const tm_embed_args *a, cudaStream_t stream)
+template <typename T, typename W> cudaError_t launch(const tm_embed_args *a, const tm_cuda_ctx *c)
 {
     const tm_weight *w = a->table;
-    T *out = static_cast<T *>(a->out);
-    const W *table = static_cast<const W *>(w->data);
-    if (w->k % 8 == 0)
-        embed_kernel<T, W, 8>
-            <<<a->n_tokens, THREADS, 0, stream>>>(out, a->ids, table, w->n, w->k, a->v0, a->scale);
-    else
-        embed_kernel<T, W, 1>
-            <<<a->n_tokens, THREADS, 0, stream>>>(out, a->ids, table, w->n, w->k, a->v0, a->scale);
-    return cudaGetLastError();
+    auto kernel = w->k % 8 == 0 ? embed_kernel<T, W, 8> : embed_kernel<T, W, 1>;
+    return launch_kernel(c, kernel, dim3((unsigned)a->n_tokens), THREADS, 0,
+                         static_cast<T *>(a->out), a->ids, static_cast<const W *>(w->data), w->n,
+                         w->k, a->v0, a->scale);
 }
 
-template <typename T> cudaError_t launch_table(const tm_embed_args *a, cudaStream_t stream)
+template <typename T> cudaError_t launch_table(const tm_embed_args *a, const tm_cuda_ctx *c)
 {
     switch (a->table->dtype) {
     case TM_DTYPE_BF16:
-        return launch<T, __nv_bfloat16>(a, stream);
+        return launch<T, __nv_bfloat16>(a, c);
     case TM_DTYPE_F16:
-        return launch<T, __half>(a, stream);
+        return launch<T, __half>(a, c);
     case TM_DTYPE_F32:
-        return launch<T, float>(a, stream);
+        return launch<T, float>(a, c);
     default:
         return cudaErrorInvalidValue;
     }
@@ -65,6 +62,8 @@ template <typename W>
 __global__ void __launch_bounds__(THREADS)
     gather_kernel(W *out, const W *x, const int32_t *rows, int words)
 {
+    start_next();
+    wait_previous();
     const W *from = x + (size_t)rows[blockIdx.x] * words;
     for (int i = threadIdx.x; i < words; i += THREADS)
         out[(size_t)blockIdx.x * words + i] = from[i];
@@ -72,33 +71,33 @@ __global__ void __launch_bounds__(THREADS)
 
 } /* namespace */
 
-extern "C" cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, tm_dtype act,
-                                            cudaStream_t stream)
+extern "C" cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, const tm_cuda_ctx *c)
 {
     if (a->n_tokens == 0)
         return cudaSuccess;
-    switch (act) {
+    switch (c->act) {
     case TM_DTYPE_BF16:
-        return launch_table<__nv_bfloat16>(a, stream);
+        return launch_table<__nv_bfloat16>(a, c);
     case TM_DTYPE_F16:
-        return launch_table<__half>(a, stream);
+        return launch_table<__half>(a, c);
     default:
         return cudaErrorInvalidValue;
     }
 }
 
-extern "C" cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a, tm_dtype act,
-                                                  cudaStream_t stream)
+extern "C" cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a,
+                                                  const tm_cuda_ctx *c)
 {
-    if (act == TM_DTYPE_F32)
+    if (c->act == TM_DTYPE_F32)
         return cudaErrorInvalidValue;
     if (a->n_rows == 0)
         return cudaSuccess;
+    dim3 grid((unsigned)a->n_rows);
     if (a->h % 8 == 0)
-        gather_kernel<<<a->n_rows, THREADS, 0, stream>>>(
-            static_cast<uint4 *>(a->out), static_cast<const uint4 *>(a->x), a->rows, a->h / 8);
-    else
-        gather_kernel<<<a->n_rows, THREADS, 0, stream>>>(
-            static_cast<uint16_t *>(a->out), static_cast<const uint16_t *>(a->x), a->rows, a->h);
-    return cudaGetLastError();
+        return launch_kernel(c, gather_kernel<uint4>, grid, THREADS, 0,
+                             static_cast<uint4 *>(a->out), static_cast<const uint4 *>(a->x),
+                             a->rows, a->h / 8);
+    return launch_kernel(c, gather_kernel<uint16_t>, grid, THREADS, 0,
+                         static_cast<uint16_t *>(a->out), static_cast<const uint16_t *>(a->x),
+                         a->rows, a->h);
 }

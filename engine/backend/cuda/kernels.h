@@ -1,6 +1,5 @@
-/* The launchers of the CUDA kernels, callable from C. Each enqueues on the stream and returns; the
- * returned code is that of the launch. `act` is the dtype of activations: bf16 or f16. One operator
- * family per .cu file; template instances stay inside it. */
+/* The launchers of the CUDA kernels, callable from C. Each enqueues on the context's stream and returns; the
+ * returned code is that of the launch. One operator family per .cu file; template instances stay inside it. */
 #ifndef TM_ENGINE_BACKEND_CUDA_KERNELS_H
 #define TM_ENGINE_BACKEND_CUDA_KERNELS_H
 
@@ -12,10 +11,43 @@
 extern "C" {
 #endif
 
-cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, tm_dtype act, cudaStream_t stream);
-cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, tm_dtype act, cudaStream_t stream);
-cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a, tm_dtype act,
-                                       cudaStream_t stream);
+#define TM_CUDA_SCRATCH_BYTES ((size_t)64 << 20)
+#define TM_CUDA_TICKETS       (1 << 16)
+/* Tokens up to which a weight is streamed by our own kernel instead of cuBLASLt. */
+#define TM_CUDA_SKINNY_MAX 32
+
+/* What every launch needs of the device. */
+typedef struct tm_cuda_ctx {
+    cudaStream_t stream;
+    tm_dtype act; /* of activations: bf16 or f16 */
+    int sms;
+    bool dependent_launch; /* the device starts a kernel before the one in front has ended (launch.cuh) */
+    float *scratch;        /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
+    int *tickets;          /* [TM_CUDA_TICKETS] counters, zero between kernels */
+} tm_cuda_ctx;
+
+cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_act_launch(const tm_act_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_rope_append_launch(const tm_rope_append_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_cuda_ctx *c);
+
+/* True when the skinny kernels take the shape: K a multiple of 32 and at most TM_CUDA_SKINNY_MAX tokens. */
+bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx, const tm_cuda_ctx *c);
+bool tm_cuda_skinny_gated_fits(const tm_linear_gated_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
+/* out[T,F] = act(x W_gate^T) * (x W_up^T); no bias. */
+cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a, const tm_cuda_ctx *c);
+/* Any shape, slowly: one warp per output. */
+cudaError_t tm_cuda_linear_any_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
+/* out[T,N] = bias in every row. */
+cudaError_t tm_cuda_bias_rows_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
+
+/* Sums `bytes` of device memory once, for the read bandwidth. */
+cudaError_t tm_cuda_read_launch(const void *p, size_t bytes, const tm_cuda_ctx *c);
 
 #ifdef __cplusplus
 }

@@ -9,7 +9,7 @@
  * Bytes moved per call: T * h * (2 read residual + 2 read delta + 2 write residual + 2 write out), and the
  * f32 weights from L2. Rows that are no multiple of 8 elements take V = 1. Largest row: 1024 threads *
  * PACKS * V = 32768 elements (V = 8) or 4096 (V = 1); longer ones are refused as invalid. */
-#include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/vec.cuh"
 
 namespace
@@ -41,6 +41,8 @@ __global__ void __launch_bounds__(THREADS_MAX) norm_kernel(tm_norm_args a)
     const int packs = a.h / V;
     const size_t row = (size_t)blockIdx.x * packs;
     float x[PACKS][V], sum = 0.0f;
+    start_next();
+    wait_previous();
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
         int i = p * blockDim.x + threadIdx.x;
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(THREADS_MAX) norm_kernel(tm_norm_args a)
     }
 }
 
-template <typename T> cudaError_t launch(const tm_norm_args *a, cudaStream_t stream)
+template <typename T> cudaError_t launch(const tm_norm_args *a, const tm_cuda_ctx *c)
 {
     const int v = a->h % 8 == 0 ? 8 : 1, packs = a->h / v;
     if (packs > THREADS_MAX * PACKS)
@@ -95,24 +97,22 @@ template <typename T> cudaError_t launch(const tm_norm_args *a, cudaStream_t str
     if (threads > 256 && packs <= 256 * PACKS)
         threads = 256;
     threads = threads > THREADS_MAX ? THREADS_MAX : threads;
-    if (v == 8)
-        norm_kernel<T, 8><<<a->n_tokens, threads, 0, stream>>>(*a);
-    else
-        norm_kernel<T, 1><<<a->n_tokens, threads, 0, stream>>>(*a);
-    return cudaGetLastError();
+    dim3 grid((unsigned)a->n_tokens);
+    return v == 8 ? launch_kernel(c, norm_kernel<T, 8>, grid, threads, 0, *a)
+                  : launch_kernel(c, norm_kernel<T, 1>, grid, threads, 0, *a);
 }
 
 } /* namespace */
 
-extern "C" cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, tm_dtype act, cudaStream_t stream)
+extern "C" cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, const tm_cuda_ctx *c)
 {
     if (a->n_tokens == 0)
         return cudaSuccess;
-    switch (act) {
+    switch (c->act) {
     case TM_DTYPE_BF16:
-        return launch<__nv_bfloat16>(a, stream);
+        return launch<__nv_bfloat16>(a, c);
     case TM_DTYPE_F16:
-        return launch<__half>(a, stream);
+        return launch<__half>(a, c);
     default:
         return cudaErrorInvalidValue;
     }

@@ -1,0 +1,424 @@
+/* Attention of sequences with one new token, over paged keys and values: bound by reading them once.
+ *
+ * A block has one sequence, one kv head, up to 8 of the query heads that share it, and one part of the keys; its
+ * 4 warps take 16 keys each in turn. Keys are the M side of the tensor core and heads its N side:
+ *   S[16 keys, 8 heads] = K Q^T, then O[d, 8 heads] += V^T P^T
+ * Both operands of the first product are loaded from memory as they are (a lane owns 8 neighbouring dims); for
+ * the second a lane loads its own dims of 4 keys and pairs keys by byte permutes, and P is transposed in
+ * registers. So keys and values go through no shared memory, and the loads of the next 16 keys are under way
+ * while these are used.
+ *
+ * The parts of one sequence are as many as fill the device (fixed by the number of sequences alone, so that a
+ * recorded graph serves every length) and are cut from its length on the device; the last block to finish adds
+ * them up in order. Bytes moved: B * K * length * d * 4. */
+#include "engine/backend/cuda/launch.cuh"
+#include "engine/backend/cuda/mma.cuh"
+
+namespace
+{
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr int HEADS = 8;                    /* of a block */
+constexpr int TILE = 16;                    /* keys of a warp's step */
+constexpr int STRIDE = WARPS * TILE;        /* keys of a block's step */
+constexpr int SPLITS_MAX = 64;
+constexpr float LOG2E = 1.4426950408889634f;
+
+struct decode_args {
+    void *out;
+    const void *qkv, *k, *v;
+    const int32_t *blocks, *positions, *kv_len;
+    const float *alibi;
+    float *scratch;
+    int *tickets;
+    int max_blocks, block_tokens, heads, kv_heads, group, head_groups, window;
+    float scale, softcap;
+};
+
+/* What a block works on. */
+struct part {
+    int seq, kv_head, head0, rows; /* rows: query heads of this block */
+    int first, len;                /* keys that the row sees: first..len-1 */
+    int begin, end, index, count;  /* this part's keys; parts of the sequence */
+    const int32_t *blocks;
+};
+
+__device__ part find_part(const decode_args &a)
+{
+    part p;
+    p.seq = blockIdx.z;
+    p.kv_head = blockIdx.y / a.head_groups;
+    const int in_group = blockIdx.y % a.head_groups * HEADS;
+    p.head0 = p.kv_head * a.group + in_group;
+    p.rows = min(HEADS, a.group - in_group);
+    p.len = a.kv_len[p.seq] > 0 ? a.positions[p.seq] + 1 : 0;
+    p.first = a.window > 0 && p.len > a.window ? p.len - a.window : 0;
+    const int base = p.first / STRIDE * STRIDE;
+    const int units = (p.len - base + STRIDE - 1) / STRIDE;
+    const int each = (units + (int)gridDim.x - 1) / (int)gridDim.x;
+    p.index = blockIdx.x;
+    p.count = each > 0 ? (units + each - 1) / each : 0;
+    p.begin = base + p.index * each * STRIDE;
+    p.end = min(p.begin + each * STRIDE, p.len);
+    p.blocks = a.blocks + (size_t)p.seq * a.max_blocks;
+    return p;
+}
+
+/* 16 keys in registers. k: dims c * 32 + 8 t of keys g and g + 8. v: dims of lane g of keys 2t, 2t+1, 2t+8, 2t+9,
+ * D / 8 of them: in runs of 8 that are 64 apart where D allows, else in one run. */
+template <int D> struct tile_regs {
+    static constexpr bool WIDE = D % 64 == 0;
+    uint32_t k[2][D / 8], v[4][D / 16];
+};
+
+template <typename T, int D>
+__device__ __forceinline__ size_t key_at(const decode_args &a, const part &p, int32_t block,
+                                         int key)
+{
+    return (((size_t)block * a.kv_heads + p.kv_head) * a.block_tokens + key % a.block_tokens) * D;
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void load_keys(tile_regs<D> &r, const decode_args &a, const part &p,
+                                          int32_t block, int j)
+{
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int key = j + g + 8 * h;
+        const T *at = static_cast<const T *>(a.k) + key_at<T, D>(a, p, block, key) + t * 8;
+#pragma unroll
+        for (int c = 0; c < D / 32; c++) {
+            uint4 x = make_uint4(0, 0, 0, 0);
+            if (key < p.end)
+                x = load_stream(at + c * 32);
+            r.k[h][c * 4] = x.x, r.k[h][c * 4 + 1] = x.y;
+            r.k[h][c * 4 + 2] = x.z, r.k[h][c * 4 + 3] = x.w;
+        }
+    }
+}
+
+/* Values behind the end are zeros: what lies there may be no number. */
+template <typename T, int D>
+__device__ __forceinline__ void load_values(tile_regs<D> &r, const decode_args &a, const part &p,
+                                            int32_t block, int j)
+{
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int h = 0; h < 4; h++) {
+        const int key = j + 2 * t + (h & 1) + (h & 2) * 4;
+        const T *at = static_cast<const T *>(a.v) + key_at<T, D>(a, p, block, key);
+        if constexpr (tile_regs<D>::WIDE) {
+#pragma unroll
+            for (int c = 0; c < D / 64; c++) {
+                uint4 x = make_uint4(0, 0, 0, 0);
+                if (key < p.end)
+                    x = load_stream(at + c * 64 + g * 8);
+                r.v[h][c * 4] = x.x, r.v[h][c * 4 + 1] = x.y;
+                r.v[h][c * 4 + 2] = x.z, r.v[h][c * 4 + 3] = x.w;
+            }
+        } else {
+#pragma unroll
+            for (int c = 0; c < D / 32; c++) {
+                uint2 x = make_uint2(0, 0);
+                if (key < p.end)
+                    x = load_stream8(at + g * (D / 8) + c * 4);
+                r.v[h][c * 2] = x.x, r.v[h][c * 2 + 1] = x.y;
+            }
+        }
+    }
+}
+
+/* The dims that register i of tile_regs::v holds for lane g: this one and the next. */
+template <int D> __device__ __forceinline__ int value_dim(int i, int g)
+{
+    return tile_regs<D>::WIDE ? i / 4 * 64 + g * 8 + i % 4 * 2 : g * (D / 8) + i * 2;
+}
+
+/* Running softmax of two heads (columns 2t and 2t + 1), in powers of two. */
+struct softmax {
+    float m[2], l[2];
+};
+
+__device__ __forceinline__ float key_score(const decode_args &a, const part &p, float s, int key,
+                                           int head)
+{
+    s *= a.scale;
+    if (a.softcap > 0.0f)
+        s = a.softcap * tanhf(s / a.softcap);
+    if (a.alibi && head < p.rows)
+        s += a.alibi[p.head0 + head] * (float)(key - (p.len - 1));
+    return key >= p.first && key < p.end ? s * LOG2E : -INFINITY;
+}
+
+/* s becomes the weights; o is scaled to the new maximum. */
+template <int D>
+__device__ __forceinline__ void update(const decode_args &a, const part &p, softmax &m,
+                                       float (&s)[4], float (&o)[D / 16][4], int j)
+{
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float corr[2];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        s[i] = key_score(a, p, s[i], j + g + (i & 2) * 4, 2 * t + (i & 1));
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float top = fmaxf(s[i], s[i + 2]);
+        for (int x = 4; x < 32; x *= 2)
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, x));
+        top = fmaxf(top, m.m[i]);
+        const float safe = top == -INFINITY ? 0.0f : top;
+        corr[i] = exp2f(m.m[i] - safe);
+        s[i] = exp2f(s[i] - safe);
+        s[i + 2] = exp2f(s[i + 2] - safe);
+        m.l[i] = m.l[i] * corr[i] + s[i] + s[i + 2];
+        m.m[i] = top;
+    }
+    if (__any_sync(0xffffffffu, corr[0] != 1.0f || corr[1] != 1.0f))
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+            o[i][0] *= corr[0], o[i][1] *= corr[1], o[i][2] *= corr[0], o[i][3] *= corr[1];
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void attend(const decode_args &a, const part &p, softmax &m,
+                                       float (&o)[D / 16][4])
+{
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    uint32_t q[D / 8];
+    const size_t row = (size_t)(a.heads + 2 * a.kv_heads) * D;
+    const T *from = static_cast<const T *>(a.qkv) + p.seq * row + (size_t)(p.head0 + g) * D + t * 8;
+#pragma unroll
+    for (int c = 0; c < D / 32; c++) {
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (g < p.rows)
+            x = *reinterpret_cast<const uint4 *>(from + c * 32);
+        q[c * 4] = x.x, q[c * 4 + 1] = x.y, q[c * 4 + 2] = x.z, q[c * 4 + 3] = x.w;
+    }
+    tile_regs<D> r;
+    int j = p.begin + threadIdx.x / 32 * TILE;
+    int32_t block = 0, next = 0;
+    if (j < p.end) {
+        block = p.blocks[j / a.block_tokens];
+        load_keys<T, D>(r, a, p, block, j);
+        load_values<T, D>(r, a, p, block, j);
+    }
+    if (j + STRIDE < p.end)
+        next = p.blocks[(j + STRIDE) / a.block_tokens];
+    for (; j < p.end; j += STRIDE) {
+        const int ahead = j + STRIDE;
+        block = next;
+        if (ahead + STRIDE < p.end)
+            next = p.blocks[(ahead + STRIDE) / a.block_tokens];
+        float s[4] = {};
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+            mma<T>(s, r.k[0][2 * i], r.k[1][2 * i], r.k[0][2 * i + 1], r.k[1][2 * i + 1], q[2 * i],
+                   q[2 * i + 1]);
+        if (ahead < p.end)
+            load_keys<T, D>(r, a, p, block, ahead);
+        update<D>(a, p, m, s, o, j);
+        const uint32_t b0 = transpose8(pack2<T>(s[0], s[1])), b1 = transpose8(pack2<T>(s[2], s[3]));
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+            mma<T>(o[i], __byte_perm(r.v[0][i], r.v[1][i], 0x5410),
+                   __byte_perm(r.v[0][i], r.v[1][i], 0x7632),
+                   __byte_perm(r.v[2][i], r.v[3][i], 0x5410),
+                   __byte_perm(r.v[2][i], r.v[3][i], 0x7632), b0, b1);
+        if (ahead < p.end)
+            load_values<T, D>(r, a, p, block, ahead);
+    }
+}
+
+/* Shared by the warps at the end of a part. */
+template <int D> struct merge_smem {
+    float o[WARPS][HEADS][D];
+    float m[WARPS][HEADS], l[WARPS][HEADS];
+    bool last;
+};
+
+/* Every warp's o, scaled to the block's maximum, into shared memory. Returns nothing: sums are taken after. */
+template <int D>
+__device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 16][4])
+{
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 2; i++) {
+        for (int x = 4; x < 32; x *= 2)
+            m.l[i] += __shfl_xor_sync(0xffffffffu, m.l[i], x);
+        if (g == 0) {
+            sm.m[warp][2 * t + i] = m.m[i];
+            sm.l[warp][2 * t + i] = m.l[i];
+        }
+    }
+    __syncthreads();
+    float f[2];
+    for (int i = 0; i < 2; i++) {
+        float top = -INFINITY;
+        for (int w = 0; w < WARPS; w++)
+            top = fmaxf(top, sm.m[w][2 * t + i]);
+        f[i] = m.m[i] == -INFINITY ? 0.0f : exp2f(m.m[i] - top);
+    }
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        const int d = value_dim<D>(i, g);
+        for (int e = 0; e < 4; e++)
+            sm.o[warp][2 * t + (e & 1)][d + e / 2] = o[i][e] * f[e & 1];
+    }
+    __syncthreads();
+}
+
+/* Maximum and sum of head h over the warps. */
+template <int D>
+__device__ void head_sums(const merge_smem<D> &sm, int h, float *top, float *sum)
+{
+    *top = -INFINITY;
+    *sum = 0.0f;
+    for (int w = 0; w < WARPS; w++)
+        *top = fmaxf(*top, sm.m[w][h]);
+    for (int w = 0; w < WARPS; w++)
+        if (sm.m[w][h] != -INFINITY)
+            *sum += sm.l[w][h] * exp2f(sm.m[w][h] - *top);
+}
+
+/* Floats of one part in scratch: [HEADS][D] sums, then [HEADS] maxima, then [HEADS] weights. */
+template <int D> __host__ __device__ constexpr size_t part_floats()
+{
+    return HEADS * D + 2 * HEADS;
+}
+
+template <typename T, int D>
+__device__ void add_parts(const decode_args &a, const part &p, const float *parts)
+{
+    for (int h = threadIdx.x / 32; h < p.rows; h += WARPS) {
+        float top = -INFINITY, sum = 0.0f, acc[D / 32] = {};
+        for (int i = 0; i < p.count; i++)
+            top = fmaxf(top, __ldcg(parts + i * part_floats<D>() + HEADS * D + h));
+#pragma unroll 4
+        for (int i = 0; i < p.count; i++) {
+            const float *from = parts + i * part_floats<D>();
+            const float m = __ldcg(from + HEADS * D + h);
+            const float f = m == -INFINITY ? 0.0f : exp2f(m - top);
+            sum += __ldcg(from + HEADS * D + HEADS + h) * f;
+#pragma unroll
+            for (int e = 0; e < D / 32; e++)
+                acc[e] += __ldcg(from + h * D + e * 32 + threadIdx.x % 32) * f;
+        }
+        T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0 + h) * D;
+        for (int e = 0; e < D / 32; e++)
+            out[e * 32 + threadIdx.x % 32] = from_f32<T>(acc[e] / sum);
+    }
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decode_args a)
+{
+    __shared__ merge_smem<D> sm;
+    start_next();
+    wait_previous();
+    const part p = find_part(a);
+    if (p.index >= p.count)
+        return;
+    softmax m = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+    float o[D / 16][4] = {};
+    attend<T, D>(a, p, m, o);
+    merge_warps<D>(sm, m, o);
+
+    const int unit = p.seq * gridDim.y + blockIdx.y;
+    float *parts = a.scratch + (size_t)unit * gridDim.x * part_floats<D>();
+    float *mine = parts + p.index * part_floats<D>();
+    for (int i = threadIdx.x; i < p.rows * D; i += THREADS) {
+        const int h = i / D, d = i % D;
+        float v = 0.0f, top, sum;
+        for (int w = 0; w < WARPS; w++)
+            v += sm.o[w][h][d];
+        head_sums<D>(sm, h, &top, &sum);
+        if (p.count == 1) {
+            T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0 + h) * D;
+            out[d] = from_f32<T>(v / sum);
+            continue;
+        }
+        mine[i] = v;
+        if (d == 0) {
+            mine[HEADS * D + h] = top;
+            mine[HEADS * D + HEADS + h] = sum;
+        }
+    }
+    if (p.count == 1)
+        return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        sm.last = atomicAdd(&a.tickets[unit], 1) == p.count - 1;
+        if (sm.last)
+            a.tickets[unit] = 0;
+    }
+    __syncthreads();
+    if (!sm.last)
+        return;
+    __threadfence();
+    add_parts<T, D>(a, p, parts);
+}
+
+template <typename T, int D>
+cudaError_t launch(decode_args a, int seqs, const tm_cuda_ctx *c)
+{
+    const int units = seqs * a.kv_heads * a.head_groups;
+    const int blocks = c->sms * (D <= 128 ? 3 : 1);
+    int splits = min(max(blocks / units, 1), SPLITS_MAX);
+    if (units > TM_CUDA_TICKETS ||
+        (size_t)units * splits * part_floats<D>() * sizeof(float) > TM_CUDA_SCRATCH_BYTES)
+        splits = 1;
+    dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
+    return launch_kernel(c, decode_kernel<T, D>, grid, THREADS, 0, a);
+}
+
+template <typename T>
+cudaError_t launch_dim(const decode_args &a, int head_dim, int seqs, const tm_cuda_ctx *c)
+{
+    switch (head_dim) {
+    case 64:
+        return launch<T, 64>(a, seqs, c);
+    case 96:
+        return launch<T, 96>(a, seqs, c);
+    case 128:
+        return launch<T, 128>(a, seqs, c);
+    case 256:
+        return launch<T, 256>(a, seqs, c);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+} /* namespace */
+
+extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a,
+                                                       const tm_cuda_ctx *c)
+{
+    const tm_batch *b = a->batch;
+    if (b->n_decode == 0)
+        return cudaSuccess;
+    if (a->kv->dtype != c->act || a->kv->block_tokens % TILE != 0)
+        return cudaErrorInvalidValue;
+    decode_args d = {};
+    d.out = a->out;
+    d.qkv = a->qkv;
+    d.k = a->kv->k;
+    d.v = a->kv->v;
+    d.blocks = b->blocks;
+    d.positions = b->positions;
+    d.kv_len = b->kv_len;
+    d.alibi = a->alibi;
+    d.scratch = c->scratch;
+    d.tickets = c->tickets;
+    d.max_blocks = b->max_blocks;
+    d.block_tokens = a->kv->block_tokens;
+    d.heads = a->n_heads;
+    d.kv_heads = a->n_kv_heads;
+    d.group = a->n_heads / a->n_kv_heads;
+    d.head_groups = (d.group + HEADS - 1) / HEADS;
+    d.window = a->window;
+    d.scale = a->scale;
+    d.softcap = a->softcap;
+    return c->act == TM_DTYPE_BF16 ? launch_dim<__nv_bfloat16>(d, a->head_dim, b->n_decode, c)
+                                   : launch_dim<__half>(d, a->head_dim, b->n_decode, c);
+}

@@ -1,0 +1,56 @@
+/* Launching with programmatic dependent launch: a kernel may start while the one before it drains.
+ *
+ * Rule that makes this safe: every kernel started through launch_kernel calls wait_previous before it reads or
+ * writes anything that an earlier kernel of the stream touches; before that it may only read weights, which
+ * never change. A kernel is complete only when all its blocks are, and they have waited, so the order is kept
+ * through any chain of kernels. Where the device cannot do this (sm_80) the attribute is left out and both
+ * calls are empty. */
+#ifndef TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
+#define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
+
+#include "engine/backend/cuda/kernels.h"
+
+__device__ __forceinline__ void wait_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The next kernel may be scheduled as soon as there is room for its blocks. */
+__device__ __forceinline__ void start_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+template <typename T> struct same {
+    typedef T type;
+};
+
+/* Arguments are converted to the kernel's parameter types. More than 48 KiB of shared memory is asked for. */
+template <typename... P>
+cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid, int threads,
+                          size_t smem, typename same<P>::type... args)
+{
+    if (smem > 48 * 1024) {
+        cudaError_t e =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+        if (e != cudaSuccess)
+            return e;
+    }
+    cudaLaunchAttribute attr = {};
+    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = c->stream;
+    config.attrs = &attr;
+    config.numAttrs = c->dependent_launch ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+#endif

@@ -1,0 +1,117 @@
+/* The operator table: each entry picks a kernel by shape and enqueues it. */
+#include "common/check.h"
+#include "common/log.h"
+#include "engine/backend/cuda/device.h"
+
+static tm_status op_embed(tm_device *dev, const tm_embed_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_embed_launch(a, &dev->ctx));
+}
+
+static tm_status op_norm(tm_device *dev, const tm_norm_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_norm_launch(a, &dev->ctx));
+}
+
+static tm_status op_gather_rows(tm_device *dev, const tm_gather_rows_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_gather_rows_launch(a, &dev->ctx));
+}
+
+static tm_status op_act(tm_device *dev, const tm_act_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_act_launch(a, &dev->ctx));
+}
+
+static tm_status op_rope_append(tm_device *dev, const tm_rope_append_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_rope_append_launch(a, &dev->ctx));
+}
+
+static tm_status op_attention_prefill(tm_device *dev, const tm_attention_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_attention_prefill_launch(a, &dev->ctx));
+}
+
+static tm_status op_attention_decode(tm_device *dev, const tm_attention_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, &dev->ctx));
+}
+
+static tm_status op_argmax(tm_device *dev, const tm_argmax_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_argmax_launch(a, &dev->ctx));
+}
+
+static tm_status gemm(tm_device *dev, const tm_linear_args *a)
+{
+    if (a->w->bias)
+        TM_TRY(TM_CUDA(dev, tm_cuda_bias_rows_launch(a, &dev->ctx)));
+    int st = dev->poisoned ? 0 : tm_cuda_gemm_run(dev->gemm, a, a->w->bias != NULL, &dev->ctx);
+    if (st) {
+        tm_log(TM_LOG_ERROR, "cublaslt", "device %d: [%d, %d] x %d tokens: status %d", dev->index,
+               a->w->n, a->w->k, a->n_tokens, st);
+        return TM_CUDA(dev, cudaErrorUnknown);
+    }
+    return dev->poisoned ? TM_STATUS_INTERNAL : TM_OK;
+}
+
+static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
+{
+    if (a->n_tokens == 0)
+        return TM_OK;
+    if (tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx))
+        return TM_CUDA(dev, tm_cuda_skinny_launch(a, &dev->ctx));
+    if (tm_cuda_gemm_fits(a, &dev->ctx))
+        return gemm(dev, a);
+    return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
+}
+
+static tm_status op_linear_gated(tm_device *dev, const tm_linear_gated_args *a)
+{
+    if (a->n_tokens == 0)
+        return TM_OK;
+    if (tm_cuda_skinny_gated_fits(a, &dev->ctx))
+        return TM_CUDA(dev, tm_cuda_skinny_gated_launch(a, &dev->ctx));
+    const tm_linear_args l = {.out = a->gate_up,
+                              .x = a->x,
+                              .w = a->w,
+                              .n_tokens = a->n_tokens,
+                              .ldx = a->ldx,
+                              .ldo = a->w->n};
+    const tm_act_args s = {.out = a->out,
+                           .gate_up = a->gate_up,
+                           .n_tokens = a->n_tokens,
+                           .f = a->w->n / 2,
+                           .act = a->act,
+                           .gated = true};
+    TM_TRY(op_linear(dev, &l));
+    return op_act(dev, &s);
+}
+
+/* Weights are used as they lie in memory. */
+static tm_status op_linear_prepare(tm_device *dev, tm_weight *w, tm_err *err)
+{
+    (void)dev, (void)w, (void)err;
+    return TM_OK;
+}
+
+static void op_linear_release(tm_device *dev, tm_weight *w)
+{
+    (void)dev, (void)w;
+}
+
+const tm_op_table tm_cuda_ops = {
+    .linear_prepare = op_linear_prepare,
+    .linear_release = op_linear_release,
+    .embed = op_embed,
+    .norm = op_norm,
+    .linear = op_linear,
+    .rope_append = op_rope_append,
+    .attention_prefill = op_attention_prefill,
+    .attention_decode = op_attention_decode,
+    .act = op_act,
+    .gather_rows = op_gather_rows,
+    .linear_gated = op_linear_gated,
+    .argmax = op_argmax,
+};
