@@ -17,6 +17,9 @@ typedef struct tm_bench_opts {
 } tm_bench_opts;
 
 int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **argv);
+/* On a GPU: decode and prefill as shares of what its memory and its matrix units reach. model NULL: the shape in
+ * o->local.shape. */
+int tm_bench_device(const char *model, const tm_bench_opts *o, int argc, char **argv);
 int tm_bench_http(const char *url, const tm_bench_opts *o);
 
 #endif

@@ -25,7 +25,9 @@ static tm_engine_opts engine_opts(const char *model, const tm_local_opts *o)
 {
     tm_engine_opts e = tm_engine_opts_default();
     e.model.dir = model;
+    e.model.shape = o->shape;
     e.model.dtype = o->dtype;
+    e.model.backend = o->device;
     e.model.session_len = (int)o->session_len;
     e.model.device.threads = (int)o->threads;
     e.model.device.isa = o->isa;

@@ -15,78 +15,80 @@
 typedef struct tm_local_opts {
     int64_t tp, threads, session_len, max_batch_size, max_prefill_token_num;
     double cache_max_entry_count;
-    const char *dtype, *isa, *log_level;
+    const char *dtype, *device, *isa, *log_level;
+    const char *shape; /* no row: a model's shape with random weights instead of a folder */
 } tm_local_opts;
 
-#define TM_LOCAL_ROWS(T, m)                                                                        \
-    {"tp", "tensor-parallel-size",  TM_OPT_INT, offsetof(T, m.tp), "1", 1, 64,                     \
-     NULL, "Tensor-parallel ranks."},                                                              \
-        {"threads",                                                                                \
-         NULL,                                                                                     \
-         TM_OPT_INT,                                                                               \
-         offsetof(T, m.threads),                                                                   \
-         "0",                                                                                      \
-         0,                                                                                        \
-         1024,                                                                                     \
-         NULL,                                                                                     \
-         "Threads of each rank; 0 divides the cores among the ranks."},                            \
-        {"session-len",                                                                            \
-         "max-model-len,context-length",                                                           \
-         TM_OPT_INT,                                                                               \
-         offsetof(T, m.session_len),                                                               \
-         "0",                                                                                      \
-         0,                                                                                        \
-         1 << 24,                                                                                  \
-         NULL,                                                                                     \
-         "Context limit in tokens; 0 takes the model's."},                                         \
-        {"max-batch-size",                                                                         \
-         "max-num-seqs",                                                                           \
-         TM_OPT_INT,                                                                               \
-         offsetof(T, m.max_batch_size),                                                            \
-         "128",                                                                                    \
-         1,                                                                                        \
-         4096,                                                                                     \
-         NULL,                                                                                     \
-         "Sequences that run at once."},                                                           \
-        {"max-prefill-token-num",                                                                  \
-         NULL,                                                                                     \
-         TM_OPT_INT,                                                                               \
-         offsetof(T, m.max_prefill_token_num),                                                     \
-         "512",                                                                                    \
-         16,                                                                                       \
-         65536,                                                                                    \
-         NULL,                                                                                     \
-         "Tokens of one step."},                                                                   \
-        {"cache-max-entry-count",                                                                  \
-         "gpu-memory-utilization,mem-fraction-static",                                             \
-         TM_OPT_NUM,                                                                               \
-         offsetof(T, m.cache_max_entry_count),                                                     \
-         "0.8",                                                                                    \
-         0.001,                                                                                    \
-         1e9,                                                                                      \
-         NULL,                                                                                     \
-         "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},             \
-        {"dtype",                                                                                  \
-         NULL,                                                                                     \
-         TM_OPT_STR,                                                                               \
-         offsetof(T, m.dtype),                                                                     \
-         "auto",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         NULL,                                                                                     \
-         "Weights and KV cache: auto, float32 or bfloat16."},                                      \
-        {"isa",                                                                                    \
-         NULL,                                                                                     \
-         TM_OPT_STR,                                                                               \
-         offsetof(T, m.isa),                                                                       \
-         "auto",                                                                                   \
-         0,                                                                                        \
-         0,                                                                                        \
-         NULL,                                                                                     \
-         "Instruction set of the CPU operators: auto, ref, avx2 or avx512."},                      \
-    {                                                                                              \
-        "log-level", NULL, TM_OPT_STR, offsetof(T, m.log_level), "warn", 0, 0, NULL,               \
-            "trace, debug, info, warn or error."                                                   \
+#define TM_LOCAL_ROWS(T, m)                                                                          \
+    {"tp", "tensor-parallel-size",  TM_OPT_INT, offsetof(T, m.tp), "1", 1, 64,                       \
+     NULL, "Tensor-parallel ranks."},                                                                \
+        {"threads",                                                                                  \
+         NULL,                                                                                       \
+         TM_OPT_INT,                                                                                 \
+         offsetof(T, m.threads),                                                                     \
+         "0",                                                                                        \
+         0,                                                                                          \
+         1024,                                                                                       \
+         NULL,                                                                                       \
+         "Threads of each rank; 0 divides the cores among the ranks."},                              \
+        {"session-len",                                                                              \
+         "max-model-len,context-length",                                                             \
+         TM_OPT_INT,                                                                                 \
+         offsetof(T, m.session_len),                                                                 \
+         "0",                                                                                        \
+         0,                                                                                          \
+         1 << 24,                                                                                    \
+         NULL,                                                                                       \
+         "Context limit in tokens; 0 takes the model's."},                                           \
+        {"max-batch-size",                                                                           \
+         "max-num-seqs",                                                                             \
+         TM_OPT_INT,                                                                                 \
+         offsetof(T, m.max_batch_size),                                                              \
+         "128",                                                                                      \
+         1,                                                                                          \
+         4096,                                                                                       \
+         NULL,                                                                                       \
+         "Sequences that run at once."},                                                             \
+        {"max-prefill-token-num",                                                                    \
+         NULL,                                                                                       \
+         TM_OPT_INT,                                                                                 \
+         offsetof(T, m.max_prefill_token_num),                                                       \
+         "0",                                                                                        \
+         0,                                                                                          \
+         65536,                                                                                      \
+         NULL,                                                                                       \
+         "Tokens of one step; 0 is 512 on the CPU and 2048 on a GPU."},                              \
+        {"cache-max-entry-count",                                                                    \
+         "gpu-memory-utilization,mem-fraction-static",                                               \
+         TM_OPT_NUM,                                                                                 \
+         offsetof(T, m.cache_max_entry_count),                                                       \
+         "0.8",                                                                                      \
+         0.001,                                                                                      \
+         1e9,                                                                                        \
+         NULL,                                                                                       \
+         "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},               \
+        {"dtype",                                                                                    \
+         NULL,                                                                                       \
+         TM_OPT_STR,                                                                                 \
+         offsetof(T, m.dtype),                                                                       \
+         "auto",                                                                                     \
+         0,                                                                                          \
+         0,                                                                                          \
+         NULL,                                                                                       \
+         "Weights and KV cache: auto, bfloat16, float16 or float32."},                               \
+        {"device", "backend", TM_OPT_STR, offsetof(T, m.device), "cpu", 0, 0, NULL, "cpu or cuda."}, \
+        {"isa",                                                                                      \
+         NULL,                                                                                       \
+         TM_OPT_STR,                                                                                 \
+         offsetof(T, m.isa),                                                                         \
+         "auto",                                                                                     \
+         0,                                                                                          \
+         0,                                                                                          \
+         NULL,                                                                                       \
+         "Instruction set of the CPU operators: auto, ref, avx2 or avx512."},                        \
+    {                                                                                                \
+        "log-level", NULL, TM_OPT_STR, offsetof(T, m.log_level), "warn", 0, 0, NULL,                 \
+            "trace, debug, info, warn or error."                                                     \
     }
 
 typedef struct tm_local {

@@ -22,7 +22,7 @@
 #include "proto/worker.pb-c.h"
 
 typedef struct serve_opts {
-    const char *host, *name, *api_key_file, *dtype, *log_level, *chat_template;
+    const char *host, *name, *api_key_file, *dtype, *device, *log_level, *chat_template;
     int64_t port, tp, threads, session_len, max_batch_size, max_prefill_token_num, drain_ms;
     double cache_max_entry_count;
     bool insecure_open;
@@ -44,15 +44,17 @@ static const tm_opt_row ROWS[] = {
      "Allow another address than loopback without keys."},
     {"chat-template", NULL, TM_OPT_STR, OFF(chat_template), NULL, 0, 0, NULL,
      "Built-in template name or template text instead of the model's."},
-    {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL, "auto, float32 or bfloat16."},
+    {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL,
+     "auto, bfloat16, float16 or float32: weights and KV cache."},
+    {"device", "backend", TM_OPT_STR, OFF(device), "cpu", 0, 0, NULL, "cpu or cuda."},
     {"threads", NULL, TM_OPT_INT, OFF(threads), "0", 0, 1024, NULL,
      "Threads of each rank; 0 divides the cores."},
     {"session-len", "max-model-len,context-length", TM_OPT_INT, OFF(session_len), "0", 0, 1 << 24,
      NULL, "Context limit; 0 takes the model's."},
     {"max-batch-size", "max-num-seqs", TM_OPT_INT, OFF(max_batch_size), "128", 1, 4096, NULL,
      "Sequences that run at once."},
-    {"max-prefill-token-num", NULL, TM_OPT_INT, OFF(max_prefill_token_num), "512", 16, 65536, NULL,
-     "Tokens of one step."},
+    {"max-prefill-token-num", NULL, TM_OPT_INT, OFF(max_prefill_token_num), "0", 0, 65536, NULL,
+     "Tokens of one step; 0 is 512 on the CPU and 2048 on a GPU."},
     {"cache-max-entry-count", "gpu-memory-utilization,mem-fraction-static", TM_OPT_NUM,
      OFF(cache_max_entry_count), "0.8", 0.001, 1e9, NULL,
      "KV cache: up to 1 a share of the memory left, above 1 a number of blocks."},
@@ -126,6 +128,7 @@ static tm_status start_group(serve *s, tm_err *err)
     snprintf(share, sizeof share, "%.9g", o->cache_max_entry_count);
     TM_TRY(add_str(&l, "--cache-max-entry-count", share, err));
     TM_TRY(add_str(&l, "--dtype", o->dtype, err));
+    TM_TRY(add_str(&l, "--device", o->device, err));
     TM_TRY(add_str(&l, "--group", "local", err));
     TM_TRY(add_str(&l, "--served-model-name", o->name, err));
     TM_TRY(add_str(&l, "--log-level", o->log_level, err));

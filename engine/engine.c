@@ -16,7 +16,6 @@ tm_engine_opts tm_engine_opts_default(void)
     return (tm_engine_opts){
         .model = {.dtype = "auto", .backend = "cpu", .device = {.isa = "auto"}, .block_tokens = 64},
         .max_batch_size = 128,
-        .max_prefill_token_num = 512,
         .queue_max = 1024,
         .cache_max_entry_count = 0.8,
         .cache_bytes_max = (int64_t)1 << 30,

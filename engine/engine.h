@@ -28,7 +28,7 @@ typedef struct tm_engine tm_engine;
 typedef struct tm_engine_opts {
     tm_model_opts model;
     int max_batch_size;        /* running sequences, default 128 */
-    int max_prefill_token_num; /* tokens of one step, default 512 on CPU */
+    int max_prefill_token_num; /* tokens of one step; 0 (default) = 512 on the CPU, 2048 on a GPU */
     int queue_max;             /* waiting requests before BUSY, default 1024 */
     double
         cache_max_entry_count; /* <= 1: share of the memory left; > 1: number of blocks; default 0.8 */

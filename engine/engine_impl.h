@@ -57,6 +57,8 @@ struct tm_engine {
     tm_sample_space *space;
     float *logits;       /* [max_logits, vocab] */
     int32_t *sampled;    /* [max_batch_size] */
+    int32_t *picked;     /* [max_logits] the largest logit of each row, where the device chose it */
+    bool picks;          /* this step's rows are in picked, not in logits */
     tm_status *failures; /* [max_batch_size] why a sequence of this step failed */
     tm_events events;
     tm_inbox inbox;
@@ -83,5 +85,7 @@ void tm_engine_unbuild(tm_engine *e);
 void *tm_engine_main(void *engine);
 /* sampling.c: the sample phase of a step. */
 void tm_engine_sample(tm_engine *e, const tm_step *step);
+/* True when nothing of the step's logits is needed but the largest of each row. */
+bool tm_engine_takes_best(const tm_engine *e, const tm_step *step);
 
 #endif

@@ -137,9 +137,11 @@ static tm_status broadcast(tm_engine *e, tm_batch *batch, tm_err *err)
     return tm_plan_parse(&e->plan, len, &kind, &step, batch, err);
 }
 
-static tm_status forward(tm_engine *e, const tm_batch *batch, tm_err *err)
+static tm_status forward(tm_engine *e, const tm_step *step, const tm_batch *batch, tm_err *err)
 {
-    tm_status st = tm_model_forward(e->model, batch, e->logits);
+    e->picks = tm_engine_takes_best(e, step);
+    tm_status st = e->picks ? tm_model_forward_pick(e->model, batch, e->picked)
+                            : tm_model_forward(e->model, batch, e->logits);
     if (st != TM_OK)
         return TM_FAIL(err, st, "step %llu failed in the model (%s)", (unsigned long long)e->step,
                        tm_status_name(st));
@@ -215,7 +217,7 @@ static tm_status run_step(tm_engine *e, tm_err *err)
     tm_watchdog_begin(e->watchdog, step.n_tokens);
     tm_status st = broadcast(e, &batch, err);
     if (st == TM_OK)
-        st = forward(e, &batch, err);
+        st = forward(e, &step, &batch, err);
     if (st == TM_OK)
         tm_engine_sample(e, &step);
     tm_watchdog_end(e->watchdog);

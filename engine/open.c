@@ -10,6 +10,9 @@
 #define BLOCKS_MAX       (1 << 24)
 #define LOGITS_BYTES_MAX ((size_t)64 << 20) /* for the rows of prompt positions */
 #define PROMPT_ROWS_MIN  16
+/* Tokens of a step: a chunk of a prompt delays every running answer. */
+#define PREFILL_TOKENS_CPU 512
+#define PREFILL_TOKENS_GPU 2048
 
 static bool is_cpu(const tm_engine_opts *o)
 {
@@ -126,8 +129,9 @@ static tm_status open_rank0(tm_engine *e, tm_err *err)
     size_t rows = (size_t)(so.max_seqs + so.max_prompt_rows), n = (size_t)so.max_seqs;
     e->logits = malloc(rows * (size_t)i->model.vocab * sizeof(*e->logits));
     e->sampled = malloc(n * sizeof(*e->sampled));
+    e->picked = malloc(rows * sizeof(*e->picked));
     e->failures = malloc(n * sizeof(*e->failures));
-    if (!e->logits || !e->sampled || !e->failures)
+    if (!e->logits || !e->sampled || !e->picked || !e->failures)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for %zu rows of logits", rows);
     tm_watchdog_opts wo = {.fixed_ms = e->opts.watchdog_ms, .stalled = stalled, .user = e};
     TM_TRY(tm_sched_create(&e->sched, &so, err));
@@ -184,6 +188,8 @@ static void log_opened(const tm_engine *e)
 tm_status tm_engine_build(tm_engine *e, tm_err *err)
 {
     tm_engine_opts *o = &e->opts;
+    if (o->max_prefill_token_num == 0)
+        o->max_prefill_token_num = is_cpu(o) ? PREFILL_TOKENS_CPU : PREFILL_TOKENS_GPU;
     TM_TRY(tm_comm_agree(e->comm, check_opts(o, err), err));
     o->model.max_step_tokens = o->max_prefill_token_num + o->max_batch_size;
     o->model.max_seqs = o->max_batch_size;
@@ -215,6 +221,7 @@ void tm_engine_unbuild(tm_engine *e)
     tm_plan_buf_deinit(&e->plan);
     free(e->logits);
     free(e->sampled);
+    free(e->picked);
     free(e->failures);
     tm_model_close(e->model);
 }

@@ -39,11 +39,19 @@ static tm_status report_prompt_row(tm_engine *e, const tm_live *l, int32_t pos, 
     return TM_OK;
 }
 
-static tm_status draw_token(tm_engine *e, tm_live *l, float *row, int32_t *token)
+/* The token of logits row `index`. */
+static tm_status draw_token(tm_engine *e, tm_live *l, int index, int32_t *token)
 {
     int position = tm_seq_generated(l->seq);
+    float *row = e->logits + (size_t)index * (size_t)e->info.model.vocab;
     tm_logprobs lp = {0};
-    tm_status st = tm_sampler_draw(l->sampler, e->space, row, position, token, &lp);
+    tm_status st = TM_OK;
+    if (!e->picks)
+        st = tm_sampler_draw(l->sampler, e->space, row, position, token, &lp);
+    else if (e->picked[index] < 0)
+        st = TM_STATUS_INTERNAL;
+    else
+        *token = e->picked[index];
     if (st == TM_OK)
         st = tm_sampler_accept(l->sampler, *token);
     if (st != TM_OK)
@@ -74,7 +82,22 @@ static tm_status sample_seq(tm_engine *e, const tm_step_seq *s, int32_t *token)
     *token = TM_SAMPLED_NONE;
     if (s->sample_logit < 0)
         return TM_OK;
-    return draw_token(e, l, e->logits + (size_t)s->sample_logit * vocab, token);
+    return draw_token(e, l, s->sample_logit, token);
+}
+
+bool tm_engine_takes_best(const tm_engine *e, const tm_step *step)
+{
+    if (!tm_model_can_pick(e->model))
+        return false;
+    for (int i = 0; i < step->n_seqs; i++) {
+        const tm_step_seq *s = &step->seqs[i];
+        const tm_live *l = s->seq->user;
+        if (s->prompt_rows > 0)
+            return false;
+        if (s->sample_logit >= 0 && !tm_sampler_takes_best(l->sampler, tm_seq_generated(s->seq)))
+            return false;
+    }
+    return true;
 }
 
 void tm_engine_sample(tm_engine *e, const tm_step *step)

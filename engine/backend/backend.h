@@ -214,14 +214,16 @@ typedef struct tm_op_table {
     tm_status (*attention_decode)(tm_device *dev, const tm_attention_args *a);
     tm_status (*act)(tm_device *dev, const tm_act_args *a);
     tm_status (*gather_rows)(tm_device *dev, const tm_gather_rows_args *a);
-    /* May be NULL: the caller does without. */
+    /* May be NULL: the caller does without; every attention shape fits. */
+    bool (*attention_fits)(int head_dim, int block_tokens);
     tm_status (*linear_gated)(tm_device *dev, const tm_linear_gated_args *a);
     tm_status (*argmax)(tm_device *dev, const tm_argmax_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {
     const char *name; /* "cpu", "cuda" */
-    tm_dtype act_dtype; /* the device's own choice stands in tm_device_ops.act_dtype where there is one */
+    tm_dtype
+        act_dtype; /* the device's own choice stands in tm_device_ops.act_dtype where there is one */
     const tm_device_ops *dev;
     const tm_op_table *ops; /* CPU: valid after dev->open chose the instruction set */
 } tm_backend;

@@ -42,6 +42,19 @@ static tm_status linear(tm_model *m, void *out, const void *x, const tm_weight *
     return m->backend->ops->linear(m->dev, &a);
 }
 
+static tm_status head_linear(tm_model *m, void *out, int rows)
+{
+    const tm_weight *w = &m->head;
+    const tm_linear_args a = {.out = out,
+                              .x = m->ws.rows,
+                              .w = w,
+                              .n_tokens = rows,
+                              .ldx = w->k,
+                              .ldo = w->n,
+                              .f32_out = true};
+    return m->backend->ops->linear(m->dev, &a);
+}
+
 static tm_status embed(tm_model *m, const tm_batch *b)
 {
     const tm_embed_args a = {.out = m->ws.x,
@@ -86,6 +99,30 @@ static tm_status attention(tm_model *m, const tm_batch *b, int layer)
     return TM_OK;
 }
 
+/* ws.act from ws.normed: in one operator where the backend has it. */
+static tm_status gate(tm_model *m, const tm_weight *w, int rows)
+{
+    const tm_op_table *ops = m->backend->ops;
+    tm_workspace *ws = &m->ws;
+    const tm_linear_gated_args g = {.out = ws->act,
+                                    .gate_up = ws->gate_up,
+                                    .x = ws->normed,
+                                    .w = w,
+                                    .n_tokens = rows,
+                                    .ldx = w->k,
+                                    .act = m->arch.act};
+    const tm_act_args a = {.out = ws->act,
+                           .gate_up = ws->gate_up,
+                           .n_tokens = rows,
+                           .f = m->shard.ffn,
+                           .act = m->arch.act,
+                           .gated = m->arch.gated};
+    if (ops->linear_gated && m->arch.gated)
+        return ops->linear_gated(m->dev, &g);
+    TM_TRY(linear(m, ws->gate_up, ws->normed, w, rows));
+    return ops->act(m->dev, &a);
+}
+
 /* delta is what the layer before still has to add to x, or NULL; the layer's own ends in ws.delta. */
 static tm_status layer_forward(tm_model *m, const tm_batch *b, int i, const void *delta)
 {
@@ -99,14 +136,7 @@ static tm_status layer_forward(tm_model *m, const tm_batch *b, int i, const void
     TM_TRY(linear(m, ws->delta, ws->attn, &l->o, rows));
     TM_TRY(sum_ranks(m, ws->delta, n));
     TM_TRY(norm(m, ws->normed, ws->x, ws->delta, l->ffn_norm, l->ffn_norm_b, rows));
-    TM_TRY(linear(m, ws->gate_up, ws->normed, &l->gate_up, rows));
-    const tm_act_args a = {.out = ws->act,
-                           .gate_up = ws->gate_up,
-                           .n_tokens = rows,
-                           .f = m->shard.ffn,
-                           .act = m->arch.act,
-                           .gated = m->arch.gated};
-    TM_TRY(m->backend->ops->act(m->dev, &a));
+    TM_TRY(gate(m, &l->gate_up, rows));
     TM_TRY(linear(m, ws->delta, ws->act, &l->down, rows));
     return sum_ranks(m, ws->delta, n);
 }
@@ -124,18 +154,38 @@ static tm_status collect(tm_model *m, const float *mine, int rows, float *logits
     return TM_OK;
 }
 
-/* Logits of rows_max rows at most. Where the device computes in host memory and has all columns, the head
- * writes straight into the caller's array. */
-static tm_status head_pass(tm_model *m, const int32_t *rows, int n, float *logits)
+tm_status tm_forward_layers(tm_model *m, const tm_batch *b)
+{
+    TM_TRY(embed(m, b));
+    for (int i = 0; i < m->arch.layers; i++)
+        TM_TRY(layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
+    return TM_OK;
+}
+
+tm_status tm_forward_decode_head(tm_model *m, int rows)
 {
     tm_workspace *ws = &m->ws;
-    bool direct = m->host_memory && m->shard.tp == 1;
-    void *out = direct ? (void *)logits : ws->logits;
+    TM_TRY(norm(m, ws->rows, ws->x, ws->delta, m->final_norm, m->final_norm_b, rows));
+    return head_linear(m, ws->logits, rows);
+}
+
+tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out)
+{
+    tm_workspace *ws = &m->ws;
     const tm_gather_rows_args g = {
         .out = ws->rows, .x = ws->x, .rows = rows, .n_rows = n, .h = m->arch.hidden};
     TM_TRY(m->backend->ops->gather_rows(m->dev, &g));
     TM_TRY(norm(m, ws->rows, ws->rows, NULL, m->final_norm, m->final_norm_b, n));
-    TM_TRY(linear(m, out, ws->rows, &m->head, n));
+    return head_linear(m, out, n);
+}
+
+/* Logits of rows_max rows at most. Where the device computes in host memory and has all columns, the head
+ * writes straight into the caller's array. */
+static tm_status head_pass(tm_model *m, const int32_t *rows, int n, float *logits)
+{
+    bool direct = m->host_memory && m->shard.tp == 1;
+    float *out = direct ? logits : m->ws.logits;
+    TM_TRY(tm_forward_head(m, rows, n, out));
     if (direct)
         return TM_OK;
     if (m->shard.tp > 1) {
@@ -156,27 +206,19 @@ static tm_status heads(tm_model *m, const tm_batch *b, float *logits)
     return m->backend->dev->sync(m->dev);
 }
 
-static tm_status put(tm_model *m, int32_t *dst, const int32_t *src, size_t n, const int32_t **out)
-{
-    TM_TRY(m->backend->dev->upload(m->dev, dst, src, n * sizeof(*src)));
-    *out = dst;
-    return TM_OK;
-}
-
-/* The batch with its arrays where the device can read them. */
-static tm_status upload_batch(tm_model *m, const tm_batch *b, tm_batch *out)
+static tm_status pick_rows(tm_model *m, const tm_batch *b, int32_t *picked)
 {
     tm_workspace *ws = &m->ws;
-    size_t t = (size_t)b->n_tokens, s = (size_t)b->n_seqs;
-    *out = *b;
-    if (m->host_memory)
-        return TM_OK;
-    TM_TRY(put(m, ws->tokens, b->tokens, t, &out->tokens));
-    TM_TRY(put(m, ws->positions, b->positions, t, &out->positions));
-    TM_TRY(put(m, ws->seq_begin, b->seq_begin, s + 1, &out->seq_begin));
-    TM_TRY(put(m, ws->kv_len, b->kv_len, s, &out->kv_len));
-    TM_TRY(put(m, ws->blocks, b->blocks, s * (size_t)b->max_blocks, &out->blocks));
-    return put(m, ws->logit_rows, b->logit_rows, (size_t)b->n_logits, &out->logit_rows);
+    for (int i = 0; i < b->n_logits; i += ws->rows_max) {
+        int n = TM_MIN(b->n_logits - i, ws->rows_max);
+        const tm_argmax_args a = {
+            .out = ws->picked, .x = ws->logits, .n_rows = n, .n = m->arch.vocab};
+        TM_TRY(tm_forward_head(m, b->logit_rows + i, n, ws->logits));
+        TM_TRY(m->backend->ops->argmax(m->dev, &a));
+        TM_TRY(
+            m->backend->dev->download(m->dev, picked + i, ws->picked, (size_t)n * sizeof(*picked)));
+    }
+    return TM_OK;
 }
 
 /* A batch over the limits would write past the workspaces. */
@@ -189,17 +231,48 @@ static bool fits(const tm_model *m, const tm_batch *b)
            b->max_blocks > 0 && b->max_blocks <= (m->info.max_positions + bt - 1) / bt;
 }
 
+/* Everything before the head; *b is the batch where the device can read it. */
+static tm_status body(tm_model *m, const tm_batch *batch, tm_batch *b)
+{
+    if (!fits(m, batch))
+        return TM_STATUS_INVALID;
+    *b = *batch;
+    if (!m->host_memory)
+        TM_TRY(tm_device_step_upload(m, batch, b));
+    TM_TRY(tm_forward_layers(m, b));
+    if (b->n_logits == 0)
+        return m->backend->dev->sync(m->dev);
+    return norm(m, NULL, m->ws.x, m->ws.delta, NULL, NULL, b->n_tokens);
+}
+
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
 {
     tm_batch b;
-    if (!fits(m, batch))
-        return TM_STATUS_INVALID;
-    TM_TRY(upload_batch(m, batch, &b));
-    TM_TRY(embed(m, &b));
-    for (int i = 0; i < m->arch.layers; i++)
-        TM_TRY(layer_forward(m, &b, i, i > 0 ? m->ws.delta : NULL));
-    if (b.n_logits == 0)
-        return m->backend->dev->sync(m->dev);
-    TM_TRY(norm(m, NULL, m->ws.x, m->ws.delta, NULL, NULL, b.n_tokens));
-    return heads(m, &b, logits);
+    if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
+        TM_TRY(tm_device_step_decode(m, batch));
+        return m->backend->dev->download(m->dev, logits, m->ws.logits,
+                                         (size_t)batch->n_logits * (size_t)m->arch.vocab *
+                                             sizeof(float));
+    }
+    TM_TRY(body(m, batch, &b));
+    return b.n_logits > 0 ? heads(m, &b, logits) : TM_OK;
+}
+
+bool tm_model_can_pick(const tm_model *m)
+{
+    return !m->host_memory && m->shard.tp == 1 && m->backend->ops->argmax;
+}
+
+tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked)
+{
+    tm_batch b;
+    TM_ASSERT(tm_model_can_pick(m));
+    if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
+        TM_TRY(tm_device_step_decode(m, batch));
+        TM_TRY(m->backend->dev->sync(m->dev));
+        memcpy(picked, m->ws.picked_host, (size_t)batch->n_logits * sizeof(*picked));
+        return TM_OK;
+    }
+    TM_TRY(body(m, batch, &b));
+    return b.n_logits > 0 ? pick_rows(m, &b, picked) : TM_OK;
 }

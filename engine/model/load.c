@@ -197,8 +197,8 @@ static target target_of(tm_model *m, tm_role role, int layer)
     return (target){NULL, NULL};
 }
 
-/* Memory of a role, taken when the first tensor of it arrives (q before k and v). */
-static tm_status role_memory(tm_model *m, tm_role role, int layer, char **base, tm_err *err)
+/* The first tensor of a role takes its memory (q before k and v). */
+tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base, tm_err *err)
 {
     const tm_role_info *info = tm_role_info_get(role);
     target t = target_of(m, role, layer);
@@ -288,7 +288,7 @@ static tm_status load_tensor(tm_model *m, const tm_checkpoint *c, const tm_tenso
                   tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32,
               .err = err};
     TM_ASSERT(k.tensor); /* tm_load_check saw it */
-    TM_TRY(role_memory(m, row->role, layer, &k.base, err));
+    TM_TRY(tm_load_role_memory(m, row->role, layer, &k.base, err));
     TM_TRY(tm_tensor_runs(&m->arch, &m->shard, row, copy_run, &k));
     if (row->role == TM_ROLE_EMBED || row->role == TM_ROLE_HEAD)
         return zero_padding(m, k.base, k.cols * tm_dtype_size(k.dtype), err);
@@ -302,7 +302,7 @@ static tm_status prepare(tm_model *m, tm_weight *w, tm_err *err)
     return TM_OK;
 }
 
-static tm_status prepare_all(tm_model *m, tm_err *err)
+tm_status tm_load_prepare(tm_model *m, tm_err *err)
 {
     if (m->arch.tie)
         m->head = m->embed;
@@ -335,7 +335,7 @@ tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err)
             st = load_tensor(m, c, row, layer, staging, err);
     }
     free(staging);
-    return st == TM_OK ? prepare_all(m, err) : st;
+    return st == TM_OK ? tm_load_prepare(m, err) : st;
 }
 
 void tm_load_release(tm_model *m)

@@ -65,20 +65,47 @@ static void digest_of(const char *dir, const tm_checkpoint *c, char out[65])
     tm_hex(sum, sizeof(sum), out);
 }
 
+static bool says_float16(const json_t *root)
+{
+    const char *name = json_string_value(json_object_get(root, "dtype"));
+    if (!name)
+        name = json_string_value(json_object_get(root, "torch_dtype"));
+    return name && strcmp(name, "float16") == 0;
+}
+
+/* The config of a folder; *path is where it is. */
+static tm_status load_config(const char *dir, char *path, size_t size, json_t **root, tm_err *err)
+{
+    if (!dir || !tm_dir_exists(dir))
+        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir ? dir : "?");
+    if (!tm_path_join(path, size, dir, "config.json"))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "model folder: the path is too long");
+    if (!tm_file_exists(path))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
+                       dir);
+    return tm_json_load_file(path, CONFIG_BYTES_MAX, root, err);
+}
+
+static tm_status read_shape(tm_model *m, tm_err *err)
+{
+    json_t *root = NULL;
+    TM_TRY(tm_shape_config(m->opts.shape, &root, err));
+    tm_status st = tm_arch_read(&m->arch, root, err);
+    m->f16 = says_float16(root);
+    json_decref(root);
+    return st;
+}
+
 static tm_status read_config(tm_model *m, tm_err *err)
 {
     char path[4096];
     json_t *root = NULL;
     const char *dir = m->opts.dir;
-    if (!dir || !tm_dir_exists(dir))
-        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir ? dir : "?");
-    if (!tm_path_join(path, sizeof(path), dir, "config.json"))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "model folder: the path is too long");
-    if (!tm_file_exists(path))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
-                       dir);
-    TM_TRY(tm_json_load_file(path, CONFIG_BYTES_MAX, &root, err));
+    if (m->opts.shape)
+        return read_shape(m, err);
+    TM_TRY(load_config(dir, path, sizeof(path), &root, err));
     tm_status st = tm_err_of_file(err, tm_arch_read(&m->arch, root, err));
+    m->f16 = says_float16(root);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", path);
     if (st == TM_OK) {
@@ -93,21 +120,35 @@ static tm_status read_config(tm_model *m, tm_err *err)
     return st;
 }
 
-static tm_status check_options(tm_model *m, tm_err *err)
+static tm_status choose_dtype(tm_model *m, tm_err *err)
 {
     static const struct {
         const char *name;
         tm_dtype dtype;
-    } dtypes[] = {{"auto", TM_DTYPE_BF16}, {"bfloat16", TM_DTYPE_BF16}, {"float32", TM_DTYPE_F32}};
-    const tm_model_opts *o = &m->opts;
-    const char *name = o->dtype ? o->dtype : "auto";
+    } dtypes[] = {{"auto", TM_DTYPE_BF16},
+                  {"bfloat16", TM_DTYPE_BF16},
+                  {"float16", TM_DTYPE_F16},
+                  {"float32", TM_DTYPE_F32}};
+    const char *name = m->opts.dtype ? m->opts.dtype : "auto";
     size_t i = 0;
     while (i < TM_ARRAY_LEN(dtypes) && strcmp(dtypes[i].name, name) != 0)
         i++;
     if (i == TM_ARRAY_LEN(dtypes))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "dtype '%.40s': expected auto, bfloat16 or float32",
-                       name);
+        return TM_FAIL(err, TM_STATUS_CONFIG,
+                       "dtype '%.40s': expected auto, bfloat16, float16 or float32", name);
     m->dtype = dtypes[i].dtype;
+    if (i == 0 && !m->host_memory && m->f16)
+        m->dtype = TM_DTYPE_F16;
+    if (m->dtype == TM_DTYPE_F32 && !m->host_memory)
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "dtype float32: backend '%s' computes in bfloat16 or float16",
+                       m->backend->name);
+    return TM_OK;
+}
+
+static tm_status check_options(tm_model *m, tm_err *err)
+{
+    const tm_model_opts *o = &m->opts;
     if (o->block_tokens < 1 || o->max_step_tokens < 1 || o->max_seqs < 1 || o->session_len < 0)
         return TM_FAIL(err, TM_STATUS_CONFIG,
                        "block_tokens %d, max_step_tokens %d, max_seqs %d: expected at least 1; "
@@ -118,11 +159,11 @@ static tm_status check_options(tm_model *m, tm_err *err)
         return TM_FAIL(err, TM_STATUS_CONFIG, "backend '%.40s' is unknown or not in this build",
                        o->backend);
     m->host_memory = strcmp(m->backend->name, "cpu") == 0;
-    if (m->backend->act_dtype != TM_DTYPE_F32)
+    if (!m->host_memory && tm_comm_size(m->comm) > 1)
         return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
-                       "backend '%s' computes in %s: only float32 activations are read back",
-                       m->backend->name, tm_dtype_name(m->backend->act_dtype));
-    return TM_OK;
+                       "backend '%s' runs on one rank: sums over ranks are taken in float32",
+                       m->backend->name);
+    return choose_dtype(m, err);
 }
 
 /* A missing operator is a message now, not a crash in a request. */
@@ -149,6 +190,10 @@ static tm_status check_operators(const tm_model *m, tm_err *err)
             return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
                            "backend '%s' has no operator '%s', which %s needs", m->backend->name,
                            ops[i].name, m->arch.arch);
+    if (o->attention_fits && !o->attention_fits(m->arch.head_dim, m->opts.block_tokens))
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "backend '%s' has no attention for heads of %d in KV blocks of %d tokens",
+                       m->backend->name, m->arch.head_dim, m->opts.block_tokens);
     return TM_OK;
 }
 
@@ -156,7 +201,10 @@ static void fill_info(tm_model *m)
 {
     const tm_arch *a = &m->arch;
     tm_model_info *i = &m->info;
-    name_of(m->opts.dir, i->name, sizeof(i->name));
+    if (m->opts.shape)
+        snprintf(i->name, sizeof(i->name), "%s", m->opts.shape);
+    else
+        name_of(m->opts.dir, i->name, sizeof(i->name));
     snprintf(i->family, sizeof(i->family), "%s", a->family->name);
     snprintf(i->arch, sizeof(i->arch), "%s", a->arch);
     i->vocab = a->vocab;
@@ -173,28 +221,38 @@ static void fill_info(tm_model *m)
     i->kv_block_bytes = 2 * (size_t)a->layers * (size_t)m->shard.kv_heads *
                         (size_t)m->opts.block_tokens * (size_t)a->head_dim *
                         tm_dtype_size(m->dtype);
-    snprintf(i->dtype, sizeof(i->dtype), "%s", m->dtype == TM_DTYPE_F32 ? "float32" : "bfloat16");
+    snprintf(i->dtype, sizeof(i->dtype), "%s", tm_dtype_name(m->dtype));
+}
+
+static tm_status check_checkpoint(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
+{
+    TM_TRY(tm_checkpoint_open(ckpt, m->opts.dir, err));
+    tm_status st = tm_load_check(&m->arch, *ckpt, &m->info.parameters, err);
+    if (st != TM_OK)
+        tm_err_prefix(err, "%s", m->opts.dir);
+    return st;
 }
 
 /* First half: everything that can be refused without taking memory. */
 static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
 {
+    const tm_device_ops *dev;
     TM_TRY(read_config(m, err));
     TM_TRY(check_options(m, err));
     TM_TRY(tm_shard_make(&m->shard, &m->arch, tm_comm_size(m->comm), tm_comm_rank(m->comm), err));
-    TM_TRY(tm_checkpoint_open(ckpt, m->opts.dir, err));
-    tm_status st = tm_load_check(&m->arch, *ckpt, &m->info.parameters, err);
-    if (st != TM_OK) {
-        tm_err_prefix(err, "%s", m->opts.dir);
-        return st;
-    }
+    if (!m->opts.shape)
+        TM_TRY(check_checkpoint(m, ckpt, err));
     /* Again: the embedding may have more rows than config.json says. */
     TM_TRY(tm_shard_make(&m->shard, &m->arch, m->shard.tp, m->shard.rank, err));
-    TM_TRY(m->backend->dev->open(&m->dev, &m->opts.device, err));
+    dev = m->backend->dev;
+    m->opts.device.dtype = m->dtype;
+    TM_TRY(dev->open(&m->dev, &m->opts.device, err));
+    m->act = dev->act_dtype ? dev->act_dtype(m->dev) : m->backend->act_dtype;
     TM_TRY(check_operators(m, err));
-    digest_of(m->opts.dir, *ckpt, m->info.digest);
+    if (*ckpt)
+        digest_of(m->opts.dir, *ckpt, m->info.digest);
     fill_info(m);
-    snprintf(m->info.device, sizeof(m->info.device), "%s", m->backend->dev->describe(m->dev));
+    snprintf(m->info.device, sizeof(m->info.device), "%s", dev->describe(m->dev));
     return TM_OK;
 }
 
@@ -210,10 +268,8 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     const tm_shard *s = &m->shard;
     size_t t = (size_t)m->opts.max_step_tokens, b = (size_t)m->opts.max_seqs;
     size_t d = (size_t)a->head_dim, h = (size_t)a->hidden, f = (size_t)s->ffn;
-    size_t act = tm_dtype_size(m->backend->act_dtype), id = sizeof(int32_t);
+    size_t act = tm_dtype_size(m->act);
     size_t r = TM_MIN(t, TM_MAX(b, (size_t)LOGIT_ROWS_MIN));
-    size_t blocks = ((size_t)m->info.max_positions + (size_t)m->opts.block_tokens - 1) /
-                    (size_t)m->opts.block_tokens;
     ws->rows_max = (int)r;
     const want wants[] = {
         {&ws->x, t, h, act},
@@ -224,13 +280,8 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
         {&ws->gate_up, t, a->gated ? 2 * f : f, act},
         {&ws->act, t, f, act},
         {&ws->rows, r, h, act},
-        {&ws->logits, r, (size_t)s->vocab, m->host_memory && s->tp == 1 ? 0 : act},
-        {(void **)&ws->tokens, t, 1, m->host_memory ? 0 : id},
-        {(void **)&ws->positions, t, 1, m->host_memory ? 0 : id},
-        {(void **)&ws->seq_begin, b + 1, 1, m->host_memory ? 0 : id},
-        {(void **)&ws->kv_len, b, 1, m->host_memory ? 0 : id},
-        {(void **)&ws->blocks, b, blocks, m->host_memory ? 0 : id},
-        {(void **)&ws->logit_rows, t, 1, m->host_memory ? 0 : id},
+        {(void **)&ws->logits, r, (size_t)s->vocab,
+         m->host_memory && s->tp == 1 ? 0 : sizeof(float)},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(wants); i++) {
         size_t n = wants[i].rows * wants[i].cols * wants[i].size;
@@ -242,7 +293,7 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
         if (!ws->gathered)
             return TM_FAIL(err, TM_STATUS_NO_MEMORY, "logits of all ranks: out of memory");
     }
-    return TM_OK;
+    return m->host_memory ? TM_OK : tm_device_step_open(m, err);
 }
 
 static tm_status make_rope(tm_model *m, tm_err *err)
@@ -266,7 +317,7 @@ static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
     m->kv = calloc((size_t)m->arch.layers, sizeof(*m->kv));
     if (!m->layers || !m->kv)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
-    TM_TRY(tm_load_weights(m, ckpt, err));
+    TM_TRY(ckpt ? tm_load_weights(m, ckpt, err) : tm_shape_load(m, err));
     TM_TRY(make_rope(m, err));
     return take_workspace(m, err);
 }
@@ -301,6 +352,7 @@ void tm_model_close(tm_model *m)
     if (!m)
         return;
     if (m->dev) {
+        tm_device_step_close(m);
         tm_load_release(m);
         for (size_t i = 0; i < m->block_count; i++)
             m->backend->dev->free(m->dev, m->blocks[i]);

@@ -16,7 +16,10 @@ typedef struct tm_model tm_model;
 
 typedef struct tm_model_opts {
     const char *dir;   /* Hugging Face folder */
-    const char *dtype; /* "auto" (= bfloat16 on CPU), "float32", "bfloat16": weights and KV cache */
+    const char *shape; /* instead of dir: a known model's shape with random weights, for benchmarks */
+    /* Weights and KV cache: "bfloat16", "float16", "float32" (CPU only), or "auto": bfloat16, on CUDA float16 where
+     * the checkpoint says so. */
+    const char *dtype;
     const char *backend; /* "cpu", "cuda" */
     tm_device_opts device;
     int block_tokens;    /* KV block, 64 */
@@ -56,5 +59,14 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err);
 /* One step. batch arrays are host memory. logits: rank 0 receives [n_logits, vocab] f32 host memory
  * (ignored elsewhere). After a failure the group is lost (see parallel/comm.h). */
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits);
+
+/* True when the device can choose the largest logit itself; then no row of logits has to leave it. */
+bool tm_model_can_pick(const tm_model *m);
+/* The same step, but picked[n_logits] receives the index of each row's largest logit (the lowest one on ties; -1
+ * when the row has no finite maximum). */
+tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked);
+
+/* "llama3-8b, ...": values of tm_model_opts.shape. */
+void tm_model_shape_list(char *out, size_t size);
 
 #endif

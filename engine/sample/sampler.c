@@ -124,6 +124,12 @@ tm_status tm_sampler_accept(tm_sampler *s, int32_t token)
     return s->penalties ? tm_seen_add(&s->seen, token, true) : TM_OK;
 }
 
+bool tm_sampler_takes_best(const tm_sampler *s, int position)
+{
+    bool masked = position < s->p.min_tokens && s->stop_count > 0;
+    return s->greedy && !s->edits && !masked && s->p.logprobs < 0;
+}
+
 tm_status tm_sample_space_create(tm_sample_space **out, int vocab, tm_err *err)
 {
     tm_sample_space *sp = calloc(1, sizeof(*sp));

@@ -15,6 +15,7 @@
 #ifndef TM_ENGINE_SAMPLE_SAMPLER_H
 #define TM_ENGINE_SAMPLE_SAMPLER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -44,6 +45,9 @@ tm_status tm_sampler_create(tm_sampler **out, const tm_sampler_opts *opts, tm_er
 void tm_sampler_destroy(tm_sampler *s);
 /* A generated token, before the next draw. NO_MEMORY when the table cannot grow. */
 tm_status tm_sampler_accept(tm_sampler *s, int32_t token);
+
+/* True when the token at `position` is the index of the row's largest logit and nothing else is asked for. */
+bool tm_sampler_takes_best(const tm_sampler *s, int position);
 
 tm_status tm_sample_space_create(tm_sample_space **out, int vocab, tm_err *err);
 void tm_sample_space_destroy(tm_sample_space *sp);

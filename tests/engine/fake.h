@@ -20,6 +20,7 @@ typedef struct fake_opts {
     int blocks_rank1; /* ... and of the others; 0 = the same */
     int fail_at_step; /* forward number that fails on rank 0, from 1; 0 = none */
     bool fail_open_rank1;
+    bool pick; /* the device chooses the largest logit itself */
 } fake_opts;
 
 void fake_reset(const fake_opts *opts);

@@ -228,3 +228,24 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *b, float *logits)
     pthread_mutex_unlock(&g.lock);
     return fails ? TM_STATUS_UNAVAILABLE : TM_OK;
 }
+
+bool tm_model_can_pick(const tm_model *m)
+{
+    return g.o.pick && m->info.tp == 1;
+}
+
+tm_status tm_model_forward_pick(tm_model *m, const tm_batch *b, int32_t *picked)
+{
+    float *logits = malloc(((size_t)b->n_logits + 1) * FAKE_VOCAB * sizeof(*logits));
+    TM_ASSERT(logits);
+    tm_status st = tm_model_forward(m, b, logits);
+    for (int r = 0; st == TM_OK && r < b->n_logits; r++) {
+        const float *row = logits + r * FAKE_VOCAB;
+        picked[r] = isfinite(row[0]) ? 0 : -1;
+        for (int i = 1; picked[r] >= 0 && i < FAKE_VOCAB; i++)
+            if (row[i] > row[picked[r]])
+                picked[r] = i;
+    }
+    free(logits);
+    return st;
+}

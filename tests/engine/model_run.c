@@ -36,6 +36,30 @@ void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int 
     must(tm_model_kv_alloc(r->model, TOTAL_BLOCKS, &err), &err);
 }
 
+bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype, int block_tokens)
+{
+    tm_err err = TM_ERR_INIT;
+    tm_device *dev = NULL;
+    const tm_device_opts none = {0};
+    const tm_backend *b = tm_backend_find(backend);
+    if (!b || b->dev->open(&dev, &none, &err) != TM_OK) {
+        printf("skipped: %s\n", b ? err.msg : "the backend is not in this build");
+        return false;
+    }
+    b->dev->close(dev);
+    *r = (run){.block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
+    must(tm_comm_create(&r->comm, 1, NULL, &err), &err);
+    tm_model_opts o = {.dir = dir,
+                       .dtype = dtype,
+                       .backend = backend,
+                       .block_tokens = block_tokens,
+                       .max_step_tokens = STEP_TOKENS,
+                       .max_seqs = RUN_SEQS_MAX};
+    must(tm_model_open(&r->model, &o, r->comm, &err), &err);
+    must(tm_model_kv_alloc(r->model, TOTAL_BLOCKS, &err), &err);
+    return true;
+}
+
 void run_close(run *r)
 {
     tm_model_close(r->model);

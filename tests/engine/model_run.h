@@ -2,6 +2,7 @@
 #ifndef TM_TESTS_ENGINE_MODEL_RUN_H
 #define TM_TESTS_ENGINE_MODEL_RUN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,6 +33,8 @@ typedef struct run_item {
 /* Opens dir with small limits; exits the process with the message on failure. block_tokens is kept odd on
  * purpose by some callers. */
 void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp);
+/* The same on another backend; false, with the reason on stdout, where it has no device here. */
+bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype, int block_tokens);
 void run_close(run *r);
 /* Items with n == 1 must come first. logits: sum of want rows, in order. */
 void run_step(run *r, const run_item *items, int n_items, float *logits);

@@ -117,13 +117,11 @@ static void check_text(run *r, const json_t *prompt, const json_t *out_ids, cons
     free(ids);
 }
 
-static void check_demo(const char *dtype, bool exact)
+static void check_demo_on(run *r, const char *dtype, bool exact)
 {
-    run r;
     tally t = {0};
     json_t *root = load_json(DEMO "/eval", "golden.json");
     const json_t *cases = json_object_get(root, "cases");
-    run_open(&r, DEMO, dtype, 64, 1);
     for (size_t i = 0; i < json_array_size(cases); i++) {
         const json_t *c = json_array_get(cases, i), *steps = json_object_get(c, "steps");
         json_t *ids = json_array(), *tops = json_array();
@@ -131,16 +129,36 @@ static void check_demo(const char *dtype, bool exact)
             json_array_append(ids, json_object_get(json_array_get(steps, k), "id"));
             json_array_append(tops, json_object_get(json_array_get(steps, k), "top5"));
         }
-        check_text(&r, json_object_get(c, "prompt_ids"), ids, tops, i % 2 ? 7 : 512, exact, &t);
+        check_text(r, json_object_get(c, "prompt_ids"), ids, tops, i % 2 ? 7 : 512, exact, &t);
         json_decref(ids);
         json_decref(tops);
-        r.next_block = 0;
+        r->next_block = 0;
     }
     printf("demo-20m %s: %d steps, %d not judged, worst log-probability off by %.2g\n", dtype,
            t.steps, t.skipped, t.worst);
     assert_true(t.steps > 100 && t.skipped < t.steps / 10);
-    run_close(&r);
+    run_close(r);
     json_decref(root);
+}
+
+static void check_demo(const char *dtype, bool exact)
+{
+    run r;
+    run_open(&r, DEMO, dtype, 64, 1);
+    check_demo_on(&r, dtype, exact);
+}
+
+/* On the GPU a step of one sequence is a recorded one from the third on. */
+static void test_demo_cuda(void **state)
+{
+    (void)state;
+    static const char *const dtypes[] = {"bfloat16", "float16"};
+    for (size_t i = 0; i < TM_ARRAY_LEN(dtypes); i++) {
+        run r;
+        if (!run_open_on(&r, "cuda", DEMO, dtypes[i], 64))
+            return;
+        check_demo_on(&r, dtypes[i], false);
+    }
 }
 
 static void test_demo_f32(void **state)
@@ -489,8 +507,8 @@ int main(int argc, char **argv)
     printf("seed %llu (TM_SEED repeats it)\n", (unsigned long long)g_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_demo_info),  cmocka_unit_test(test_demo_f32),
-        cmocka_unit_test(test_demo_bf16),  cmocka_unit_test(test_stories),
-        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_demo_bf16),  cmocka_unit_test(test_demo_cuda),
+        cmocka_unit_test(test_stories),    cmocka_unit_test(test_families),
 #ifdef TM_MPIRUN
         cmocka_unit_test(test_ranks_demo), cmocka_unit_test(test_ranks_families),
 #endif

@@ -15,11 +15,11 @@ typedef struct shape {
 } shape;
 
 static const shape g_shapes[] = {
-    {8, 4, 64, 64, 0, 0, false, 64, false, 1},    {14, 2, 64, 64, 0, 0, false, 64, false, 1},
-    {32, 8, 128, 64, 0, 0, false, 128, false, 1}, {4, 4, 128, 16, 0, 0, false, 32, true, 1.2f},
-    {28, 4, 128, 64, 0, 0, false, 128, false, 1}, {6, 2, 96, 32, 100, 0, false, 96, false, 1},
+    {8, 4, 64, 64, 0, 0, false, 64, false, 1},     {14, 2, 64, 64, 0, 0, false, 64, false, 1},
+    {32, 8, 128, 64, 0, 0, false, 128, false, 1},  {4, 4, 128, 16, 0, 0, false, 32, true, 1.2f},
+    {28, 4, 128, 64, 0, 0, false, 128, false, 1},  {6, 2, 96, 32, 100, 0, false, 96, false, 1},
     {7, 1, 128, 64, 0, 30.0f, false, 64, true, 1}, {16, 1, 96, 48, 513, 0, true, 96, false, 1},
-    {3, 1, 256, 64, 0, 0, false, 128, false, 1},  {12, 1, 64, 128, 70, 5.0f, true, 0, false, 1},
+    {3, 1, 256, 64, 0, 0, false, 128, false, 1},   {12, 1, 64, 128, 70, 5.0f, true, 0, false, 1},
     {8, 8, 256, 16, 300, 0, false, 256, false, 1},
 };
 
@@ -67,7 +67,8 @@ static batch make_batch(const shape *s, const layout *l)
     x.kv_len = calloc((size_t)l->n_seqs, sizeof(int32_t));
     x.blocks = calloc((size_t)l->n_seqs * (size_t)max_blocks, sizeof(int32_t));
     int t = 0, next = n_blocks;
-    for (int i = 0; i < l->n_seqs; i++) { /* blocks from the end, so that neighbours are not in order */
+    for (int i = 0; i < l->n_seqs;
+         i++) { /* blocks from the end, so that neighbours are not in order */
         x.kv_len[i] = l->seqs[i].fresh + l->seqs[i].before;
         for (int j = 0; j * s->block_tokens < x.kv_len[i]; j++)
             x.blocks[i * max_blocks + j] = --next;
@@ -214,8 +215,9 @@ static void attention_one(const shape *s, const layout *l)
         assert_int_equal(gpu->ops->attention_prefill(gpu_dev, &a), TM_OK);
         assert_int_equal(gpu->ops->attention_decode(gpu_dev, &a), TM_OK);
         gpu_get(got, g.out, n);
-        op_check(op_nmse(got, want, n), gpu_bound(), "attention d=%d H=%d K=%d, %d sequences, kv %d",
-                 s->d, s->heads, s->kv_heads, l->n_seqs, x.kv_len[0]);
+        op_check(op_nmse(got, want, n), gpu_bound(),
+                 "attention d=%d H=%d K=%d, %d sequences, kv %d", s->d, s->heads, s->kv_heads,
+                 l->n_seqs, x.kv_len[0]);
     }
     free(qkv), free(want), free(got);
     drop_gpu(&g);

@@ -21,18 +21,18 @@ static const linear_shape g_linear[] = {
     {896, 4864, 7, 0, 0, false, false},
     {4101, 1056, 2, 0, 0, false, true},
     {4096, 4096, 1, 0, 0, false, false},
-    {640, 14336, 8, 0, 0, true, false},  /* x does not fit: K is cut */
+    {640, 14336, 8, 0, 0, true, false}, /* x does not fit: K is cut */
     {1000, 14336, 3, 0, 0, false, false},
     {512, 4096, 16, 0, 0, false, false}, /* two and four pieces of tokens */
     {520, 2048, 11, 16, 0, true, true},
     {512, 4096, 32, 0, 0, true, false},
     {300, 1024, 25, 0, 5, false, false},
     {8192, 512, 32, 0, 0, false, true},
-    {512, 512, 33, 0, 0, false, false},  /* cuBLASLt */
+    {512, 512, 33, 0, 0, false, false}, /* cuBLASLt */
     {1536, 512, 100, 0, 0, true, false},
     {8192, 512, 64, 0, 0, false, true},
     {512, 1536, 257, 8, 8, true, false},
-    {33, 40, 2, 0, 0, true, false},      /* K that no fast kernel takes */
+    {33, 40, 2, 0, 0, true, false}, /* K that no fast kernel takes */
     {20, 33, 40, 1, 1, true, true},
     {12, 100, 64, 0, 0, false, false},
 };
@@ -49,12 +49,8 @@ static void run_linear(const linear_shape *s, float *got, float *want)
         b[i] = gpu_round(b[i]); /* as a checkpoint has it */
     tm_weight weight = {
         .dtype = gpu_dtype, .n = s->n, .k = s->k, .data = w, .bias = s->bias ? b : NULL};
-    tm_linear_args a = {.out = want,
-                        .x = xf,
-                        .w = &weight,
-                        .n_tokens = s->tokens,
-                        .ldx = (int)ldx,
-                        .ldo = s->n};
+    tm_linear_args a = {
+        .out = want, .x = xf, .w = &weight, .n_tokens = s->tokens, .ldx = (int)ldx, .ldo = s->n};
     assert_int_equal(tm_backend_find("cpu")->ops->linear(gpu_ref, &a), TM_OK);
     size_t no = ldo * (size_t)s->tokens;
     float *all = malloc(no * sizeof *all);
@@ -99,8 +95,7 @@ static void repeat_test(void **state)
     void *gx = gpu_put(x, (size_t)tokens * k * 2), *gw = gpu_put(w, (size_t)n * k * 2);
     void *go = gpu_take((size_t)tokens * n * 2);
     tm_weight weight = {.dtype = gpu_dtype, .n = n, .k = k, .data = gw};
-    tm_linear_args a = {
-        .out = go, .x = gx, .w = &weight, .n_tokens = tokens, .ldx = k, .ldo = n};
+    tm_linear_args a = {.out = go, .x = gx, .w = &weight, .n_tokens = tokens, .ldx = k, .ldo = n};
     float *first = malloc((size_t)tokens * n * sizeof *first);
     float *again = malloc((size_t)tokens * n * sizeof *again);
     for (int i = 0; i < 20; i++) {
@@ -119,25 +114,22 @@ typedef struct gated_shape {
 } gated_shape;
 
 static const gated_shape g_gated[] = {
-    {1536, 512, 1, TM_ACT_SILU},      {4864, 896, 1, TM_ACT_SILU},   {513, 64, 8, TM_ACT_GELU_ERF},
+    {1536, 512, 1, TM_ACT_SILU},       {4864, 896, 1, TM_ACT_SILU},  {513, 64, 8, TM_ACT_GELU_ERF},
     {1000, 1024, 4, TM_ACT_GELU_TANH}, {256, 4096, 13, TM_ACT_SILU}, {256, 4096, 30, TM_ACT_SILU},
-    {1536, 512, 70, TM_ACT_SILU},     {33, 48, 3, TM_ACT_GELU_ERF},
+    {1536, 512, 70, TM_ACT_SILU},      {33, 48, 3, TM_ACT_GELU_ERF},
 };
 
 static void gated_one(const gated_shape *s)
 {
     size_t nx = (size_t)s->tokens * (size_t)s->k, nw = 2 * (size_t)s->f * (size_t)s->k;
     size_t no = (size_t)s->tokens * (size_t)s->f;
-    void *x = op_random_array(nx, gpu_dtype, -1, 1), *w = op_random_array(nw, gpu_dtype, -0.2f, 0.2f);
+    void *x = op_random_array(nx, gpu_dtype, -1, 1),
+         *w = op_random_array(nw, gpu_dtype, -0.2f, 0.2f);
     float *xf = gpu_widen(x, gpu_dtype, nx), *gu = malloc(2 * no * sizeof *gu);
     float *want = malloc(no * sizeof *want), *got = malloc(no * sizeof *got);
     tm_weight weight = {.dtype = gpu_dtype, .n = 2 * s->f, .k = s->k, .data = w};
-    tm_linear_args l = {.out = gu,
-                        .x = xf,
-                        .w = &weight,
-                        .n_tokens = s->tokens,
-                        .ldx = s->k,
-                        .ldo = 2 * s->f};
+    tm_linear_args l = {
+        .out = gu, .x = xf, .w = &weight, .n_tokens = s->tokens, .ldx = s->k, .ldo = 2 * s->f};
     tm_act_args c = {
         .out = want, .gate_up = gu, .n_tokens = s->tokens, .f = s->f, .act = s->act, .gated = true};
     assert_int_equal(tm_backend_find("cpu")->ops->linear(gpu_ref, &l), TM_OK);

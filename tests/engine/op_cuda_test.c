@@ -37,7 +37,8 @@ static void norm_one(const norm_shape *s)
     uint16_t *d = op_random_array(n, gpu_dtype, -1, 1);
     float *w = op_random_array((size_t)s->h, TM_DTYPE_F32, 0.1f, 2);
     float *b = op_random_array((size_t)s->h, TM_DTYPE_F32, -1, 1);
-    float *xf = gpu_widen(x, gpu_dtype, n), *df = gpu_widen(d, gpu_dtype, n), *want = calloc(n, sizeof *want);
+    float *xf = gpu_widen(x, gpu_dtype, n), *df = gpu_widen(d, gpu_dtype, n),
+          *want = calloc(n, sizeof *want);
     float *got = malloc(n * sizeof *got), *residual = malloc(n * sizeof *residual);
     for (size_t i = 0; s->delta && i < n; i++)
         xf[i] = gpu_round(xf[i] + df[i]); /* rounded before it is normalised */
@@ -130,8 +131,9 @@ static void gather_rows_test(void **state)
         assert_int_equal(gpu->ops->gather_rows(gpu_dev, &a), TM_OK);
         gpu_get(got, gout, m);
         for (size_t i = 0; i < m; i++)
-            assert_true(got[i] ==
-                        tm_load_f32(x, (size_t)rows[i / (size_t)h] * (size_t)h + i % (size_t)h, gpu_dtype));
+            assert_true(
+                got[i] ==
+                tm_load_f32(x, (size_t)rows[i / (size_t)h] * (size_t)h + i % (size_t)h, gpu_dtype));
         gpu_free(gx);
         gpu_free(grows);
         gpu_free(gout);

@@ -13,8 +13,7 @@ namespace
 
 constexpr int THREADS = 256;
 
-template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) act_kernel(tm_act_args a)
+template <typename T, int V> __global__ void __launch_bounds__(THREADS) act_kernel(tm_act_args a)
 {
     start_next();
     wait_previous();

@@ -98,6 +98,6 @@ extern "C" cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_c
 extern "C" cudaError_t tm_cuda_read_launch(const void *p, size_t bytes, const tm_cuda_ctx *c)
 {
     read_kernel<<<(unsigned)(c->sms * 4), 512, 0, c->stream>>>(static_cast<const uint4 *>(p),
-                                                             bytes / 16, c->scratch);
+                                                               bytes / 16, c->scratch);
     return cudaGetLastError();
 }

@@ -18,9 +18,9 @@ namespace
 {
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
-constexpr int HEADS = 8;                    /* of a block */
-constexpr int TILE = 16;                    /* keys of a warp's step */
-constexpr int STRIDE = WARPS * TILE;        /* keys of a block's step */
+constexpr int HEADS = 8;             /* of a block */
+constexpr int TILE = 16;             /* keys of a warp's step */
+constexpr int STRIDE = WARPS * TILE; /* keys of a block's step */
 constexpr int SPLITS_MAX = 64;
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -268,8 +268,7 @@ __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 
 }
 
 /* Maximum and sum of head h over the warps. */
-template <int D>
-__device__ void head_sums(const merge_smem<D> &sm, int h, float *top, float *sum)
+template <int D> __device__ void head_sums(const merge_smem<D> &sm, int h, float *top, float *sum)
 {
     *top = -INFINITY;
     *sum = 0.0f;
@@ -359,8 +358,7 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
     add_parts<T, D>(a, p, parts);
 }
 
-template <typename T, int D>
-cudaError_t launch(decode_args a, int seqs, const tm_cuda_ctx *c)
+template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const tm_cuda_ctx *c)
 {
     const int units = seqs * a.kv_heads * a.head_groups;
     const int blocks = c->sms * (D <= 128 ? 3 : 1);

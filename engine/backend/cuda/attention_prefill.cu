@@ -27,9 +27,9 @@ struct prefill_args {
 };
 
 template <int D> struct geometry {
-    static constexpr int MT = D <= 128 ? 2 : 1;      /* 16-row pieces of a warp */
-    static constexpr int ROWS = WARPS * MT * 16;     /* of a block */
-    static constexpr int LD = D + 8;                 /* row of shared memory, numbers */
+    static constexpr int MT = D <= 128 ? 2 : 1;  /* 16-row pieces of a warp */
+    static constexpr int ROWS = WARPS * MT * 16; /* of a block */
+    static constexpr int LD = D + 8;             /* row of shared memory, numbers */
     static constexpr size_t SMEM = (size_t)(ROWS + 2 * KEYS) * LD * 2;
 };
 

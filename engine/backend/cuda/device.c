@@ -256,8 +256,7 @@ static tm_status cuda_read_rate(tm_device *dev, size_t bytes, double *rate, tm_e
     if (st == TM_OK)
         st = time_reads(dev, p, bytes, rate);
     cuda_free(dev, p);
-    return st == TM_OK ? TM_OK
-                       : TM_FAIL(err, st, "device %d: the read probe failed", dev->index);
+    return st == TM_OK ? TM_OK : TM_FAIL(err, st, "device %d: the read probe failed", dev->index);
 }
 
 static const char *cuda_describe(tm_device *dev)

@@ -80,8 +80,9 @@ tm_status tm_cuda_gemm_create(tm_cuda_gemm **out, tm_err *err)
     g->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
     tm_status st = TM_OK;
     if (!g->library)
-        st = TM_FAIL(err, TM_STATUS_CONFIG, "%s cannot be loaded (is CUDA's library folder on "
-                                            "LD_LIBRARY_PATH?): %.120s",
+        st = TM_FAIL(err, TM_STATUS_CONFIG,
+                     "%s cannot be loaded (is CUDA's library folder on "
+                     "LD_LIBRARY_PATH?): %.120s",
                      LIBRARY, dlerror());
     else if (!find_functions(g))
         st = TM_FAIL(err, TM_STATUS_CONFIG, "%s: %.120s", LIBRARY, dlerror());
@@ -158,8 +159,8 @@ static int make_plan(tm_cuda_gemm *g, const key *k, plan *p)
     if (!st)
         st = g->cublasLtMatrixLayoutCreate(&p->x, in, (uint64_t)k->k, (uint64_t)k->tokens, k->ldx);
     if (!st)
-        st =
-            g->cublasLtMatrixLayoutCreate(&p->out, out, (uint64_t)k->n, (uint64_t)k->tokens, k->ldo);
+        st = g->cublasLtMatrixLayoutCreate(&p->out, out, (uint64_t)k->n, (uint64_t)k->tokens,
+                                           k->ldo);
     if (!st)
         st = g->cublasLtMatmulAlgoGetHeuristic(g->handle, p->op, p->w, p->x, p->out, p->out,
                                                g->preference, 1, &found, &count);

@@ -21,9 +21,10 @@ typedef struct tm_cuda_ctx {
     cudaStream_t stream;
     tm_dtype act; /* of activations: bf16 or f16 */
     int sms;
-    bool dependent_launch; /* the device starts a kernel before the one in front has ended (launch.cuh) */
-    float *scratch;        /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
-    int *tickets;          /* [TM_CUDA_TICKETS] counters, zero between kernels */
+    bool
+        dependent_launch; /* the device starts a kernel before the one in front has ended (launch.cuh) */
+    float *scratch;       /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
+    int *tickets;         /* [TM_CUDA_TICKETS] counters, zero between kernels */
 } tm_cuda_ctx;
 
 cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, const tm_cuda_ctx *c);

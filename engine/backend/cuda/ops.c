@@ -101,6 +101,12 @@ static void op_linear_release(tm_device *dev, tm_weight *w)
     (void)dev, (void)w;
 }
 
+static bool op_attention_fits(int head_dim, int block_tokens)
+{
+    return (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256) &&
+           block_tokens % 16 == 0;
+}
+
 const tm_op_table tm_cuda_ops = {
     .linear_prepare = op_linear_prepare,
     .linear_release = op_linear_release,
@@ -112,6 +118,7 @@ const tm_op_table tm_cuda_ops = {
     .attention_decode = op_attention_decode,
     .act = op_act,
     .gather_rows = op_gather_rows,
+    .attention_fits = op_attention_fits,
     .linear_gated = op_linear_gated,
     .argmax = op_argmax,
 };

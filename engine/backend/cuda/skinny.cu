@@ -59,8 +59,7 @@ template <typename T, bool GATED> struct weight_stream {
     }
 };
 
-template <typename T, int NT>
-__device__ void load_x(const skinny_args &a, T *xs, int k0, int steps)
+template <typename T, int NT> __device__ void load_x(const skinny_args &a, T *xs, int k0, int steps)
 {
     const int packs = steps * (STEP / 8);
     for (int i = threadIdx.x; i < packs * a.tokens; i += THREADS) {
@@ -71,8 +70,7 @@ __device__ void load_x(const skinny_args &a, T *xs, int k0, int steps)
     __syncthreads();
 }
 
-template <typename T>
-__device__ void store_out(const skinny_args &a, int row, int token, float v)
+template <typename T> __device__ void store_out(const skinny_args &a, int row, int token, float v)
 {
     if (row >= a.n || token >= a.tokens)
         return;
@@ -128,8 +126,8 @@ __device__ void finish_tile(const skinny_args &a, const float *red, int tile)
         else
             v = sum_warps<NT>(red, e);
         const int lane = e % 128 / 4, r = e % 4;
-        store_out<T>(a, tile * 16 + lane / 4 + (r & 2) * 4,
-                     e / 128 * 8 + lane % 4 * 2 + (r & 1), v);
+        store_out<T>(a, tile * 16 + lane / 4 + (r & 2) * 4, e / 128 * 8 + lane % 4 * 2 + (r & 1),
+                     v);
     }
 }
 
@@ -260,8 +258,7 @@ cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 
 } /* namespace */
 
-extern "C" bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx,
-                                    const tm_cuda_ctx *c)
+extern "C" bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx, const tm_cuda_ctx *c)
 {
     if (w->dtype != c->act || w->k % STEP != 0 || ldx % 8 != 0 || n_tokens > TM_CUDA_SKINNY_MAX)
         return false;

@@ -1,0 +1,308 @@
+/* tm-bench-cuda [device]: the CUDA operators alone, as fractions of the read bandwidth in the same run.
+ *
+ * A case is recorded as a graph of many calls and replayed, so that launches cost what they cost in a decode step.
+ * Weights rotate over more memory than any cache holds. Numbers are random: zeros flatter the matrix units. The
+ * median of several replays counts. Shapes are those of an 8B model with grouped heads. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "engine/backend/backend.h"
+
+enum { ROUNDS = 9, TOKENS_MAX = 8192, CALLS_MAX = 64 };
+
+typedef struct lab {
+    const tm_backend *b;
+    tm_device *dev;
+    double read_rate;
+    char *pool; /* random bf16 */
+    size_t pool_bytes;
+    void *x, *out, *more;
+} lab;
+
+static void must(tm_status st, const char *what)
+{
+    if (st == TM_OK)
+        return;
+    fprintf(stderr, "tm-bench-cuda: %s: %s\n", what, tm_status_name(st));
+    exit(1);
+}
+
+static void *take(lab *l, size_t bytes)
+{
+    void *p = NULL;
+    must(l->b->dev->alloc(l->dev, bytes, &p, NULL), "memory");
+    return p;
+}
+
+/* Random bf16 in +-0.06, from a block that is repeated. */
+static void fill(lab *l, void *to, size_t bytes)
+{
+    enum { BLOCK = 1 << 20 };
+    static uint16_t block[BLOCK];
+    uint64_t r = 88172645463325252u;
+    for (size_t i = 0; i < BLOCK; i++) {
+        r = r * 6364136223846793005u + 1442695040888963407u;
+        block[i] = (uint16_t)((r >> 48 & 0x807fu) | (0x3c80u + ((r >> 40) & 0x0fu) * 8u));
+    }
+    for (size_t at = 0; at < bytes; at += sizeof block)
+        must(l->b->dev->upload(l->dev, (char *)to + at, block, TM_MIN(sizeof block, bytes - at)),
+             "copy");
+}
+
+typedef void (*enqueue_fn)(lab *l, int call, const void *arg);
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds of one call. */
+static double time_calls(lab *l, enqueue_fn fn, const void *arg, int calls)
+{
+    tm_graph *graph = NULL;
+    double t[ROUNDS];
+    fn(l, 0, arg);
+    must(l->b->dev->sync(l->dev), "first call");
+    must(l->b->dev->graph_begin(l->dev), "recording");
+    for (int i = 0; i < calls; i++)
+        fn(l, i, arg);
+    must(l->b->dev->graph_end(l->dev, &graph), "recording");
+    for (int i = -2; i < ROUNDS; i++) {
+        int64_t begin = tm_clock_ns();
+        must(l->b->dev->graph_launch(l->dev, graph), "replay");
+        must(l->b->dev->sync(l->dev), "replay");
+        if (i >= 0)
+            t[i] = (double)(tm_clock_ns() - begin) * 1e-9 / calls;
+    }
+    l->b->dev->graph_free(l->dev, graph);
+    qsort(t, ROUNDS, sizeof t[0], by_value);
+    return t[ROUNDS / 2];
+}
+
+typedef struct linear_case {
+    const char *name;
+    int n, k;
+    bool gated, f32;
+    int tokens;
+} linear_case;
+
+static void linear_call(lab *l, int call, const void *arg)
+{
+    const linear_case *c = arg;
+    size_t bytes = (size_t)c->n * (size_t)c->k * 2;
+    size_t places = TM_MAX(l->pool_bytes / bytes, (size_t)1);
+    tm_weight w = {.dtype = TM_DTYPE_BF16,
+                   .n = c->n,
+                   .k = c->k,
+                   .data = l->pool + (size_t)call % places * bytes};
+    tm_linear_args a = {.out = l->out,
+                        .x = l->x,
+                        .w = &w,
+                        .n_tokens = c->tokens,
+                        .ldx = c->k,
+                        .ldo = c->n,
+                        .f32_out = c->f32};
+    tm_linear_gated_args g = {.out = l->out,
+                              .gate_up = l->more,
+                              .x = l->x,
+                              .w = &w,
+                              .n_tokens = c->tokens,
+                              .ldx = c->k,
+                              .act = TM_ACT_SILU};
+    must(c->gated ? l->b->ops->linear_gated(l->dev, &g) : l->b->ops->linear(l->dev, &a), c->name);
+}
+
+static void bench_linear(lab *l)
+{
+    static const linear_case cases[] = {
+        {"qkv", 6144, 4096, false, false, 0},        {"o", 4096, 4096, false, false, 0},
+        {"gate_up", 28672, 4096, true, false, 0},    {"down", 4096, 14336, false, false, 0},
+        {"head", 128256, 4096, false, true, 0},      {"0.5b qkv", 1152, 896, false, false, 0},
+        {"0.5b gate_up", 9728, 896, true, false, 0}, {"0.5b down", 896, 4864, false, false, 0},
+    };
+    static const int tokens[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256, 1024, 2048};
+    printf("%-14s", "us, TB/s");
+    for (size_t t = 0; t < TM_ARRAY_LEN(tokens); t++)
+        printf("%14d", tokens[t]);
+    printf("\n");
+    for (size_t i = 0; i < TM_ARRAY_LEN(cases); i++) {
+        printf("%-14s", cases[i].name);
+        for (size_t t = 0; t < TM_ARRAY_LEN(tokens); t++) {
+            linear_case c = cases[i];
+            c.tokens = tokens[t];
+            if (c.n > 100000 && c.tokens > 256)
+                continue;
+            double bytes = (double)c.n * c.k * 2;
+            double s = time_calls(l, linear_call, &c, c.n > 100000 || c.tokens > 256 ? 4 : 32);
+            printf("%9.1f %4.2f", s * 1e6, bytes / s * 1e-12);
+            fflush(stdout);
+        }
+        printf("\n");
+    }
+}
+
+typedef struct attention_shape {
+    int seqs, rows, context, heads, kv_heads, d;
+} attention_shape;
+
+typedef struct attention_case {
+    attention_shape s;
+    tm_batch batch;
+    tm_kv_layer kv;
+} attention_case;
+
+static void attention_call(lab *l, int call, const void *arg)
+{
+    const attention_case *c = arg;
+    tm_attention_args a = {.out = l->out,
+                           .qkv = l->x,
+                           .batch = &c->batch,
+                           .kv = &c->kv,
+                           .n_heads = c->s.heads,
+                           .n_kv_heads = c->s.kv_heads,
+                           .head_dim = c->s.d,
+                           .scale = 0.088f};
+    (void)call;
+    must(c->s.rows == 1 ? l->b->ops->attention_decode(l->dev, &a)
+                        : l->b->ops->attention_prefill(l->dev, &a),
+         "attention");
+}
+
+static const int32_t *put(lab *l, const int32_t *host, size_t n)
+{
+    int32_t *p = take(l, n * sizeof *p);
+    must(l->b->dev->upload(l->dev, p, host, n * sizeof *p), "copy");
+    return p;
+}
+
+/* seqs sequences of `context` keys with `rows` new tokens each; blocks in order over the pool, which they share when
+ * it is too small. */
+static void setup_attention(lab *l, attention_case *c)
+{
+    enum { BT = 64 };
+    int per = (c->s.context + BT - 1) / BT, tokens = c->s.seqs * c->s.rows;
+    size_t block = (size_t)c->s.kv_heads * BT * (size_t)c->s.d * 2, half = l->pool_bytes / 2;
+    int pool = (int)(half / block);
+    int32_t *h = calloc((size_t)(tokens * 2 + c->s.seqs * (per + 3) + 8), sizeof *h);
+    int32_t *positions = h, *begin = h + tokens, *len = begin + c->s.seqs + 1,
+            *blocks = len + c->s.seqs;
+    for (int s = 0; s < c->s.seqs; s++) {
+        for (int i = 0; i < c->s.rows; i++)
+            positions[s * c->s.rows + i] = c->s.context - c->s.rows + i;
+        begin[s + 1] = (s + 1) * c->s.rows;
+        len[s] = c->s.context;
+        for (int i = 0; i < per; i++)
+            blocks[s * per + i] = (s * per + i) % pool;
+    }
+    c->batch = (tm_batch){.n_tokens = tokens,
+                          .n_seqs = c->s.seqs,
+                          .n_decode = c->s.rows == 1 ? c->s.seqs : 0,
+                          .positions = put(l, positions, (size_t)tokens),
+                          .seq_begin = put(l, begin, (size_t)c->s.seqs + 1),
+                          .kv_len = put(l, len, (size_t)c->s.seqs),
+                          .blocks = put(l, blocks, (size_t)(c->s.seqs * per)),
+                          .max_blocks = per};
+    c->kv = (tm_kv_layer){.k = l->pool,
+                          .v = l->pool + half,
+                          .dtype = TM_DTYPE_BF16,
+                          .n_blocks = pool,
+                          .block_tokens = BT,
+                          .n_kv_heads = c->s.kv_heads,
+                          .head_dim = c->s.d};
+    free(h);
+}
+
+static void bench_attention(lab *l)
+{
+    static const attention_shape shapes[] = {
+        {1, 1, 1024, 32, 8, 128},    {1, 1, 8192, 32, 8, 128},    {8, 1, 1024, 32, 8, 128},
+        {32, 1, 1024, 32, 8, 128},   {64, 1, 4096, 32, 8, 128},   {128, 1, 1024, 32, 8, 128},
+        {64, 1, 4096, 64, 8, 128},   {1, 1, 1024, 14, 2, 64},     {32, 1, 1024, 32, 32, 128},
+        {1, 1024, 1024, 32, 8, 128}, {1, 2048, 2048, 32, 8, 128}, {1, 8192, 8192, 32, 8, 128},
+        {4, 512, 4096, 32, 8, 128},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(shapes); i++) {
+        attention_case one = {.s = shapes[i]}, *c = &one;
+        setup_attention(l, c);
+        double s = time_calls(l, attention_call, c, c->s.rows > 1 ? 4 : 32);
+        double bytes = 4.0 * c->s.seqs * c->s.context * c->s.kv_heads * c->s.d;
+        double before = c->s.context - c->s.rows;
+        double flop =
+            4.0 * c->s.seqs * c->s.heads * c->s.d * c->s.rows * (before + 0.5 * c->s.rows);
+        printf("attention B=%-3d rows=%-5d context=%-5d H=%d K=%d d=%d: %8.1f us", c->s.seqs,
+               c->s.rows, c->s.context, c->s.heads, c->s.kv_heads, c->s.d, s * 1e6);
+        if (c->s.rows == 1)
+            printf(" %.2f TB/s = %.0f %%\n", bytes / s * 1e-12, 100 * bytes / s / l->read_rate);
+        else
+            printf(" %.0f TFLOP/s\n", flop / s * 1e-12);
+    }
+}
+
+typedef struct row_case {
+    int tokens, h;
+    float *w;
+} row_case;
+
+static void norm_call(lab *l, int call, const void *arg)
+{
+    const row_case *c = arg;
+    tm_norm_args a = {.out = l->out,
+                      .residual = l->x,
+                      .delta = l->more,
+                      .w = c->w,
+                      .n_tokens = c->tokens,
+                      .h = c->h,
+                      .eps = 1e-5f};
+    (void)call;
+    must(l->b->ops->norm(l->dev, &a), "norm");
+}
+
+static void argmax_call(lab *l, int call, const void *arg)
+{
+    const row_case *c = arg;
+    tm_argmax_args a = {.out = l->out, .x = l->x, .n_rows = c->tokens, .n = c->h};
+    (void)call;
+    must(l->b->ops->argmax(l->dev, &a), "argmax");
+}
+
+static void bench_rows(lab *l)
+{
+    static const int tokens[] = {1, 8, 128, 2048};
+    float *w = take(l, 4096 * sizeof *w);
+    fill(l, w, 4096 * sizeof *w);
+    for (size_t i = 0; i < TM_ARRAY_LEN(tokens); i++) {
+        row_case n = {tokens[i], 4096, w}, m = {TM_MIN(tokens[i], 128), 128256, w};
+        printf("norm + residual T=%-5d %7.1f us   argmax R=%-4d %7.1f us\n", n.tokens,
+               time_calls(l, norm_call, &n, CALLS_MAX) * 1e6, m.tokens,
+               time_calls(l, argmax_call, &m, 16) * 1e6);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    lab l = {.b = tm_backend_find("cuda"), .pool_bytes = (size_t)4 << 30};
+    tm_device_opts o = {.index = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 0};
+    tm_err err = TM_ERR_INIT;
+    if (!l.b || l.b->dev->open(&l.dev, &o, &err) != TM_OK) {
+        fprintf(stderr, "tm-bench-cuda: %s\n", l.b ? err.msg : "no CUDA in this build");
+        return 1;
+    }
+    must(l.b->dev->read_rate(l.dev, (size_t)8 << 30, &l.read_rate, &err), "read rate");
+    l.pool = take(&l, l.pool_bytes);
+    l.x = take(&l, (size_t)TOKENS_MAX * 28672 * 2);
+    l.out = take(&l, (size_t)TOKENS_MAX * 28672 * 2);
+    l.more = take(&l, (size_t)TOKENS_MAX * 28672 * 2);
+    fill(&l, l.pool, l.pool_bytes);
+    fill(&l, l.x, (size_t)TOKENS_MAX * 28672 * 2);
+    fill(&l, l.more, (size_t)TOKENS_MAX * 28672 * 2);
+    printf("%s: reads %.2f TB/s\n", l.b->dev->describe(l.dev), l.read_rate * 1e-12);
+    bench_rows(&l);
+    bench_attention(&l);
+    bench_linear(&l);
+    l.b->dev->close(l.dev);
+    return 0;
+}
