@@ -50,7 +50,7 @@ row() { # figure value unit bar note
     printf '%s,%s,%s,%s,%s,%s,"%s"\n' "$(date -u +%F)" "$(git rev-parse --short HEAD 2>/dev/null || echo -)" "$1" "$2" "$3" "$4" "$5" >>"$CSV"
 }
 
-HOW="${CSV:+CSV=$CSV }RT=${RT:-0} bench/router.sh; $(nproc) cores; load average $(cut -d' ' -f1 /proc/loadavg) before"
+HOW="RT=${RT:-0} ROUNDS=$ROUNDS bench/router.sh; $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1); load average $(cut -d' ' -f1 /proc/loadavg) before"
 serve 0ms
 for i in $(seq "$ROUNDS"); do
     $AT "$BIN/tm-direct-client" "127.0.0.1:$WORKER" 200 1000 8 >"$DIR/direct.$i"
@@ -63,7 +63,7 @@ for p in 50 99; do
         "first byte over the router $router ms less first token of the worker asked directly $direct ms at 200 req/s; middle of $ROUNDS; $HOW"
 done
 load --requests 256 --streams 64 --max-tokens 1900 --duration 30s >"$DIR/tokens.json"
-row forwarded_tokens "$(value tokens_per_s <"$DIR/tokens.json" | cut -d. -f1)" tokens/s ">= 100000" "64 SSE streams, one chunk a token; $HOW"
+row forwarded_tokens "$(value tokens_per_s <"$DIR/tokens.json" | cut -d. -f1)" tokens/s ">= 100000" "64 SSE streams; $(value tokens <"$DIR/tokens.json") tokens in $(value content_events <"$DIR/tokens.json") events; $HOW"
 stop
 serve 100ms
 load --requests 2000 --streams 2000 --max-tokens 150 --duration 60s >"$DIR/streams.json" &
