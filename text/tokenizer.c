@@ -84,6 +84,14 @@ static tm_status load_kind(tm_tokenizer *t, const tm_text_file *files, int count
     return st;
 }
 
+/* Messages quote what stands in files: it stays on one line. */
+static void clean_message(tm_err *err)
+{
+    for (char *c = err ? err->msg : NULL; c && *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7F)
+            *c = '?';
+}
+
 tm_status tm_tokenizer_create(tm_tokenizer **out, const tm_text_file *files, int count, tm_err *err)
 {
     tm_tokenizer *t = calloc(1, sizeof(*t));
@@ -94,6 +102,7 @@ tm_status tm_tokenizer_create(tm_tokenizer **out, const tm_text_file *files, int
     t->eos = -1;
     tm_status st = load_kind(t, files, count, err);
     if (st != TM_OK) {
+        clean_message(err);
         tm_tokenizer_destroy(t);
         return st;
     }

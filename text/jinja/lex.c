@@ -294,8 +294,11 @@ static tm_status lex_operator(lexer *x)
             return push(x, TM_JT_OP, NULL, 0, TM_JOPC(pairs[i][0], pairs[i][1]));
         }
     }
-    if (!strchr("+-*/%~<>=.,:|()[]{};", c))
-        return TM_FAIL(x->err, TM_STATUS_DATA, "line %d: unexpected character '%c'", x->line, c);
+    if (!c || !strchr("+-*/%~<>=.,:|()[]{};", c)) {
+        char shown = c > ' ' && c <= '~' ? c : '?';
+        return TM_FAIL(x->err, TM_STATUS_DATA, "line %d: unexpected character '%c' (0x%02x)",
+                       x->line, shown, (unsigned char)c);
+    }
     const char *close = strchr("()[]{}", c);
     if (close && strchr("([{", c)) {
         if (x->open_n == BRACES_MAX)
