@@ -144,6 +144,7 @@ static tm_status create_grpc(tm_router *r, tm_err *err)
                               .limits = request_limits(o),
                               .message_max = (size_t)o->body_max,
                               .calls_max = (int)o->grpc_calls_max,
+                              .write_timeout_ms = o->write_timeout_ms,
                               .text_threads = (int)o->text_threads,
                               .text_queue = (int)o->text_queue,
                               .text_inline_bytes = (size_t)o->text_inline_bytes};

@@ -12,6 +12,7 @@
 #define TURBOMESH  "/turbomesh.v1.TurboMesh/"
 #define HEALTH     "/grpc.health.v1.Health/"
 #define REFLECTION "ServerReflection/ServerReflectionInfo"
+#define NS_PER_MS  1000000
 
 static const tm_pmethod METHODS[TM_PUBLIC_METHODS] = {
     {.path = TURBOMESH "Generate",
@@ -148,7 +149,7 @@ static void act_note(void *owner, tm_note *n)
     tm_pcall *c = cn->call;
     if (cn->kind == NOTE_CLOSED) {
         c->closed = true;
-        tm_pstream_drop(c, true);
+        tm_pstream_drop(c, TM_STATUS_CANCELLED);
         unlist_call(c);
     }
     if (cn->kind == NOTE_LAST)
@@ -185,7 +186,35 @@ tm_status tm_pcall_send(tm_pcall *c, const ProtobufCMessage *m)
     pthread_mutex_lock(&c->lock);
     tm_status st = c->rpc != NULL ? tm_rpc_call_send(c->rpc, b->data, size) : TM_STATUS_CLOSED;
     pthread_mutex_unlock(&c->lock);
+    c->sent_bytes += st == TM_OK ? size : 0;
     return st;
+}
+
+static void watch(tm_pcall *c, int64_t now_ns)
+{
+    pthread_mutex_lock(&c->lock);
+    size_t queued = c->rpc != NULL ? tm_rpc_call_queued(c->rpc) : 0;
+    pthread_mutex_unlock(&c->lock);
+    uint64_t taken = c->sent_bytes - queued;
+    if (queued == 0 || taken != c->taken_bytes || c->stalled_ns == 0) {
+        c->taken_bytes = taken;
+        c->stalled_ns = now_ns;
+        return;
+    }
+    if (now_ns - c->stalled_ns < c->owner->opts.write_timeout_ms * NS_PER_MS)
+        return;
+    tm_pstream_drop(c, TM_STATUS_TIMEOUT);
+    c->finished = true; /* or was: what the end waits for is dropped */
+    pthread_mutex_lock(&c->lock);
+    if (c->rpc != NULL)
+        tm_rpc_call_abort(c->rpc, TM_STATUS_TIMEOUT, "the client does not read");
+    pthread_mutex_unlock(&c->lock);
+}
+
+void tm_pcalls_watch(tm_public *p, int64_t now_ns)
+{
+    for (tm_pcall *c = p->calls; c != NULL; c = c->next)
+        watch(c, now_ns);
 }
 
 void tm_pcall_finish(tm_pcall *c, tm_status st, const char *fmt, ...)

@@ -50,6 +50,8 @@ struct tm_pcall {
     /* loop thread */
     tm_pcall *prev, *next; /* calls with a message, until their close was seen */
     bool listed, entered, finished, closed;
+    uint64_t sent_bytes, taken_bytes; /* given to the stream; of those, taken by the client */
+    int64_t stalled_ns;               /* since when it takes nothing, although there is something */
     void *ticket;
     const char *key; /* the ticket's */
     tm_pstream *stream;
@@ -67,6 +69,7 @@ struct tm_public {
     int active;
     atomic_int open_calls; /* gRPC thread; from on_open to on_close, with or without a message */
     bool serving, closing;
+    unsigned ticks;
     tm_buf pack;
     char salt[17]; /* of this process, in request ids */
     uint64_t ids;
@@ -85,6 +88,8 @@ void tm_pcall_finish(tm_pcall *c, tm_status st, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 /* Ends it at once: a client that does not read. */
 void tm_pcall_abort(tm_pcall *c, tm_status st, const char *message);
+/* Cuts the calls whose clients took nothing for the write timeout; now and then. */
+void tm_pcalls_watch(tm_public *p, int64_t now_ns);
 void tm_pcall_acquire(tm_pcall *c);
 void tm_pcall_release(tm_pcall *c);
 
@@ -96,8 +101,9 @@ void tm_public_health_check(tm_pcall *c, ProtobufCMessage **m);
 void tm_public_health_watch(tm_pcall *c, ProtobufCMessage **m);
 void tm_public_health_tick(tm_public *p);
 void tm_public_reflect(tm_pcall *c, ProtobufCMessage **m);
-/* The client is gone, or the router stops: the generation ends and nothing more is sent. */
-void tm_pstream_drop(tm_pcall *c, bool gone);
+/* The client is gone (CANCELLED), does not read (TIMEOUT), or the router stops (UNAVAILABLE): the generation
+ * ends and nothing more is sent. */
+void tm_pstream_drop(tm_pcall *c, tm_status why);
 
 /* request.c: what Generate and Chat ask for. One of generate and chat is set. */
 typedef struct tm_public_ask {

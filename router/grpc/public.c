@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/hash.h"
 #include "router/grpc/call.h"
 
@@ -15,6 +16,8 @@
 #define MESSAGE_MAX_DEFAULT ((size_t)8 << 20)
 #define TEXT_QUEUE_DEFAULT  256
 #define HEALTH_TICK_MS      100
+#define WATCH_TICKS         5
+#define WRITE_TIMEOUT_MS    60000
 #define MODELS_MAX          256
 
 static void on_mail(evutil_socket_t fd, short what, void *arg)
@@ -29,7 +32,10 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd;
     (void)what;
-    tm_public_health_tick(arg);
+    tm_public *p = arg;
+    tm_public_health_tick(p);
+    if (++p->ticks % WATCH_TICKS == 0)
+        tm_pcalls_watch(p, tm_clock_ns());
 }
 
 static tm_status start_loop(tm_public *p, tm_err *err)
@@ -59,6 +65,7 @@ static void set_defaults(tm_public_opts *o)
 {
     o->calls_max = o->calls_max > 0 ? o->calls_max : CALLS_MAX_DEFAULT;
     o->message_max = o->message_max > 0 ? o->message_max : MESSAGE_MAX_DEFAULT;
+    o->write_timeout_ms = o->write_timeout_ms > 0 ? o->write_timeout_ms : WRITE_TIMEOUT_MS;
     o->text_threads = o->text_threads > 0 ? o->text_threads : 1;
     o->text_queue = o->text_queue > 0 ? o->text_queue : TEXT_QUEUE_DEFAULT;
 }
@@ -127,7 +134,7 @@ void tm_public_destroy(tm_public *p, int64_t grace_ms)
     p->closing = true;
     for (tm_pcall *c = p->calls; c != NULL; c = c->next) {
         tm_pcall_finish(c, TM_STATUS_UNAVAILABLE, "the router stops");
-        tm_pstream_drop(c, false);
+        tm_pstream_drop(c, TM_STATUS_UNAVAILABLE);
     }
     if (p->server != NULL)
         tm_rpc_server_destroy(p->server, grace_ms);

@@ -43,8 +43,9 @@ typedef struct tm_public_opts {
     tm_api_limits limits;
     size_t message_max; /* bytes of a request, 0 = 8 MiB; larger ones get RESOURCE_EXHAUSTED */
     int calls_max;      /* calls at once, 0 = 4096; more are answered RESOURCE_EXHAUSTED */
-    int text_threads;   /* for long prompts, 0 = 1 */
-    int text_queue;     /* long prompts waiting or being worked on, 0 = 256 */
+    int64_t write_timeout_ms; /* a client that takes nothing for so long is cut, 0 = 60 s */
+    int text_threads;         /* for long prompts, 0 = 1 */
+    int text_queue;           /* long prompts waiting or being worked on, 0 = 256 */
     size_t text_inline_bytes; /* up to this much text is tokenized at once */
 } tm_public_opts;
 

@@ -85,12 +85,13 @@ static void fail(tm_pstream *s, const tm_api_error *e)
     over(s, row->http, false);
 }
 
-void tm_pstream_drop(tm_pcall *c, bool gone)
+void tm_pstream_drop(tm_pcall *c, tm_status why)
 {
+    bool gone = why == TM_STATUS_CANCELLED;
     if (c->stream == NULL)
         return;
     c->stream->seen.finish = gone ? "gone" : "cut";
-    over(c->stream, gone ? tm_status_http(TM_STATUS_CANCELLED) : 503, gone);
+    over(c->stream, tm_status_http(why), gone);
 }
 
 /* ---- chunks ---- */

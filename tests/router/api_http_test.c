@@ -11,6 +11,7 @@
 
 #include "common/buf.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/file.h"
 #include "common/hash.h"
 #include "common/log.h"
@@ -330,6 +331,79 @@ static void bad_bodies(void **state)
     assert_still_serves();
 }
 
+/* Seeded: bodies with bytes changed, cut, doubled and swapped give an answer of the right form, whatever it is. */
+static void mutated_bodies(void **state)
+{
+    (void)state;
+    static const char *const seeds[] = {
+        "{\"model\":\"demo\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\","
+        "\"text\":\"h\\u00e9\"}"
+        "]},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"a\",\"type\":"
+        "\"function\","
+        "\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]}],\"n\":2,\"stop\":[\"a\",\"b\"],"
+        "\"seed\":1}",
+        "{\"model\":\"demo\",\"messages\":\"x\",\"logit_bias\":{\"5\":1.5,\"7\":-100},"
+        "\"temperature\":0.5,"
+        "\"stream\":true,\"stream_options\":{\"include_usage\":true},\"response_format\":{\"type\":"
+        "\"text\"}}",
+        "{\"model\":\"demo\",\"messages\":[{\"role\":\"user\",\"content\":\"\\ud83d\\ude00 "
+        "<|im_end|>\"}],"
+        "\"chat_template_kwargs\":{\"a\":[1,{\"b\":null}]},\"session_id\":\"s\",\"top_logprobs\":2,"
+        "\"logprobs\":true,\"stop_token_ids\":[1,2],\"max_tokens\":3}",
+    };
+    static const char bytes[] = "{}[]\",:0123456789.eE+-\\untfalse \x80\xff\x01";
+    unsigned seed = getenv("TM_SEED") ? (unsigned)strtoul(getenv("TM_SEED"), NULL, 10)
+                                      : (unsigned)tm_clock_ns();
+    printf("TM_SEED=%u\n", seed);
+    srandom(seed);
+    fake_answer("ok", true);
+    int fine = 0, bad = 0;
+    for (int i = 0; i < 1500; i++) {
+        char body[1000];
+        answer a;
+        snprintf(body, sizeof body - 1, "%s", seeds[i % (int)TM_ARRAY_LEN(seeds)]);
+        for (long k = random() % 4; k > 0; k--) {
+            size_t len = strlen(body), at_byte = (size_t)random() % len;
+            switch (random() % 4) {
+            case 0:
+                body[at_byte] = bytes[(size_t)random() % (sizeof bytes - 1)];
+                break;
+            case 1:
+                memmove(body + at_byte, body + at_byte + 1, len - at_byte);
+                break;
+            case 2:
+                memmove(body + at_byte + 1, body + at_byte,
+                        TM_MIN(len, sizeof body - 2) - at_byte + 1);
+                break;
+            default:
+                body[at_byte] = '\0';
+                snprintf(body + at_byte, sizeof body - at_byte, "%s", random() % 2 ? "}" : "");
+                break;
+            }
+            if (body[0] == '\0')
+                break;
+        }
+        rig_post(&g_rig, &a, CHAT, body);
+        if (a.status == 200) {
+            fine++;
+        } else if (a.status == 400 || a.status == 404) {
+            bad++;
+            assert_true(strlen(str_at(answer_json(&a), "error.message")) > 5);
+            assert_int_equal(int_at(answer_json(&a), "code"), a.status);
+        } else {
+            fail_msg("%d for %s", a.status, body);
+        }
+        answer_free(&a);
+        while (fake.active > 0)
+            rig_turn(&g_rig);
+        if (fake.gen_count > FAKE_GENS_MAX / 2) {
+            fake_reset();
+            fake_answer("ok", true);
+        }
+    }
+    assert_true(fine > 100 && bad > 100);
+}
+
 static void context_length(void **state)
 {
     (void)state;
@@ -558,6 +632,7 @@ int main(void)
         cmocka_unit_test(concurrency),
         cmocka_unit_test_setup_teardown(json_suite, start, stop),
         cmocka_unit_test_setup_teardown(bad_bodies, start, stop),
+        cmocka_unit_test_setup_teardown(mutated_bodies, start, stop),
         cmocka_unit_test_setup_teardown(context_length, start, stop),
         cmocka_unit_test_setup_teardown(sizes, start, stop),
         cmocka_unit_test_setup_teardown(routes, start, stop),

@@ -83,6 +83,8 @@ static int stop(void **state)
 
 typedef struct call {
     pthread_mutex_t lock;
+    pthread_cond_t go;
+    bool hold; /* the client reads no further */
     tm_rpc_stream *stream;
     struct {
         void *data;
@@ -98,10 +100,14 @@ static void on_message(void *user, const void *data, size_t len)
 {
     call *c = user;
     pthread_mutex_lock(&c->lock);
-    assert_true(c->count < MESSAGES_MAX);
-    c->got[c->count].data = malloc(len + 1);
-    memcpy(c->got[c->count].data, data, len);
-    c->got[c->count++].len = len;
+    while (c->hold)
+        pthread_cond_wait(&c->go, &c->lock);
+    if (c->count < MESSAGES_MAX) {
+        c->got[c->count].data = malloc(len + 1);
+        memcpy(c->got[c->count].data, data, len);
+        c->got[c->count].len = len;
+        c->count++;
+    }
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -122,6 +128,7 @@ static void open_call(call *c, const char *path, const char *authorization, int6
     tm_err err = TM_ERR_INIT;
     memset(c, 0, sizeof *c);
     pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->go, NULL);
     if (tm_rpc_stream_open(&c->stream, T.channel, path, authorization ? meta : NULL, deadline_ms,
                            &ops, c, &err) != TM_OK)
         fail_msg("%s", err.msg);
@@ -184,6 +191,7 @@ static void call_free(call *c)
     tm_rpc_stream_release(c->stream);
     for (int i = 0; i < c->count; i++)
         free(c->got[i].data);
+    pthread_cond_destroy(&c->go);
     pthread_mutex_destroy(&c->lock);
 }
 
@@ -671,6 +679,76 @@ static void long_prompts(void **state)
     call_free(&c);
 }
 
+static void hold(call *c, bool on)
+{
+    pthread_mutex_lock(&c->lock);
+    c->hold = on;
+    pthread_cond_broadcast(&c->go);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* `count` chunks of 64 tokens with 20 best ones each: 7 KB a chunk. */
+static void pour(tm_gen *g, int count)
+{
+    int32_t ids[64];
+    for (int i = 0; i < 64; i++)
+        ids[i] = 300 + i;
+    fake.top_count = 20;
+    for (int i = 0; i < count && !g->over; i++)
+        fake_tokens(g, ids, 64);
+}
+
+static void call_held(call *c, int n)
+{
+    PUB(SamplingParams) s = TURBOMESH__V1__SAMPLING_PARAMS__INIT;
+    s.has_logprobs = 1;
+    s.logprobs = 20;
+    PUB(GenerateRequest) r = text_request("x", &s);
+    call_start(c, "Generate", &r.base);
+    WAIT_FOR(fake.gen_count == n);
+    fake_admit(fake.gens[n - 1]);
+    hold(c, true);
+}
+
+static void clients_that_do_not_read(void **state)
+{
+    (void)state;
+    const tm_public_opts o = {.write_timeout_ms = 400, .text_inline_bytes = 8192};
+    start_with(NULL, &o, (tm_limit_opts){0});
+    call c;
+    fake.manual = true;
+    /* Whatever the transport takes at first: in the end something waits, and is cut after the time. */
+    call_held(&c, 1);
+    for (int i = 0; i < 3000 && !fake.gens[0]->over; i++) {
+        pour(fake.gens[0], 5);
+        for (int k = 0; k < 5; k++)
+            turn();
+    }
+    WAIT_FOR(fake.cancels == 1);
+    hold(&c, false);
+    expect_error(&c, TM_STATUS_TIMEOUT, "");
+    WAIT_FOR(tm_public_active(T.server) == 0);
+    /* More at once than queue and transport hold together. */
+    call_held(&c, 2);
+    pour(fake.gens[1], 8000);
+    assert_true(fake.gens[1]->over);
+    hold(&c, false);
+    expect_error(&c, TM_STATUS_BUSY, "");
+    /* One that reads is left alone, however long it takes. */
+    PUB(GenerateRequest) r = text_request("x", NULL);
+    call_start(&c, "Generate", &r.base);
+    WAIT_FOR(fake.gen_count == 3);
+    fake_admit(fake.gens[2]);
+    pour(fake.gens[2], 10);
+    for (int64_t end = tm_clock_ms() + 1500; tm_clock_ms() < end;)
+        turn();
+    fake_end(fake.gens[2], TM_GEN_LENGTH);
+    WAIT_FOR(is_closed(&c));
+    assert_int_equal(c.st, TM_OK);
+    call_free(&c);
+    stop(NULL);
+}
+
 /* ---- keys ---- */
 
 static void keys_and_limits(void **state)
@@ -927,6 +1005,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(client_leaves, start, stop),
         cmocka_unit_test_setup_teardown(leaving_at_any_time, start, stop),
         cmocka_unit_test_setup_teardown(long_prompts, start, stop),
+        cmocka_unit_test(clients_that_do_not_read),
         cmocka_unit_test(keys_and_limits),
         cmocka_unit_test(too_many_calls),
         cmocka_unit_test(destroy_ends_all),

@@ -237,6 +237,59 @@ def test_a_client_that_does_not_read_is_cut():
         s.close()
 
 
+CALLER = """
+import sys, threading
+import grpc
+ch = grpc.insecure_channel(sys.argv[1])
+call = ch.unary_stream("/turbomesh.v1.TurboMesh/Generate", request_serializer=bytes, response_deserializer=bytes)
+request = bytes.fromhex(sys.argv[2])
+def one():
+    it = call(request)
+    next(it)
+    sys.stdout.write("started\\n")
+    sys.stdout.flush()
+    try:
+        for _ in it:
+            pass
+    except grpc.RpcError:
+        pass
+threads = [threading.Thread(target=one) for _ in range(40)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+"""
+
+
+def test_a_grpc_client_that_does_not_read_is_cut():
+    """A stopped client: its calls end soon, although their generations ended long before."""
+    port = free_port()
+    big = pb.GenerateRequest(text="x", sampling=pb.SamplingParams(max_tokens=2000, ignore_eos=True, logprobs=20))
+    with Fakes(groups=("a",), step="2ms", router_args=["--grpc-port", str(port), "--write-timeout", "1s"]) as c:
+        p = subprocess.Popen([sys.executable, "-c", CALLER, f"127.0.0.1:{port}", big.SerializeToString().hex()], stdout=subprocess.PIPE, text=True)
+        try:
+            for _ in range(40):
+                assert p.stdout.readline() == "started\n"
+            p.send_signal(signal.SIGSTOP)
+            wait_until("the generations ended", lambda: c.health()["active"] == 0, 60)
+            wait_until("the calls ended", lambda: c.metric("turbomesh_in_flight")[""] == 0, 30)
+            assert c.completion("others", 2)[0] == 200
+        finally:
+            p.kill()
+            p.wait()
+            p.stdout.close()
+        lines = [r for r in check_logs(c) if r["event"] == "request" and r["route"] == "grpc_generate"]
+        assert len(lines) == 40
+        # One that reads, however slowly, is not cut.
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as ch:
+            generate = ch.unary_stream("/turbomesh.v1.TurboMesh/Generate", request_serializer=lambda m: m.SerializeToString(),
+                                       response_deserializer=pb.GenerateChunk.FromString)
+            n = 0
+            for chunk in generate(big):
+                n += len(chunk.token_id)
+                if n % 200 == 0:
+                    time.sleep(0.2)
+            assert n == 2000 and chunk.finish_reason == "length"
+
+
 def test_policy_session_keeps_a_session_together():
     with Fakes(groups=("a", "b", "c"), router_args=["--policy", "session"]) as c:
         for session in ("one", "two", "three", "four"):
