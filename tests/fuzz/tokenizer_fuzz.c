@@ -28,8 +28,7 @@ static const char *const texts[] = {
     "Hello, world!  It's 1234 o'clock.\n\n",
     "<s>[INST] <|im_start|>user</s> \xE2\x96\x81<unk>",
     "\xE4\xB8\xAD\xE6\x96\x87 \xD8\xB9 e\xCC\x81 \xF0\x9F\x98\x80\xE2\x80\x8D\xEF\xAC\x81",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab"
-    "c",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabc",
 };
 
 static void check_decode(const tm_tokenizer *t, const int32_t *ids, size_t n)

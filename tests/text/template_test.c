@@ -308,6 +308,35 @@ static void test_places(void **state)
     drop(&m);
 }
 
+/* Special tokens have the names that the config gives them; variables of the request do not replace the
+ * conversation. */
+static void test_variables(void **state)
+{
+    (void)state;
+    model m = make("{\"image_token\":\"<i>\",\"extra_special_tokens\":{\"x_token\":\"<x>\"},"
+                   "\"chat_template\":\"{{ image_token }}{{ x_token }}{{ k }}{{ k is defined }}"
+                   "{{ tools is none }}{{ documents is defined }}\"}",
+                   NULL, NULL);
+    expect(&m, ONE, "", "<i><x>FalseTrueTrue");
+    json_t *list = parse(ONE), *kwargs = parse("{\"k\":\"v\"}");
+    tm_render_args a = {.messages = list, .kwargs = kwargs};
+    char *got = shown(m.tpl, &a);
+    assert_string_equal(got, "<i><x>[v]TrueTrueTrue");
+    free(got);
+    json_object_set_new(kwargs, "messages", json_array());
+    got = shown(m.tpl, &a);
+    assert_non_null(strstr(got, "error: chat_template_kwargs: 'messages'"));
+    free(got);
+    json_decref(kwargs);
+    a = (tm_render_args){.messages = list, .add_generation_prompt = true};
+    a.continue_final_message = true;
+    got = shown(m.tpl, &a);
+    assert_non_null(strstr(got, "exclude each other"));
+    free(got);
+    json_decref(list);
+    drop(&m);
+}
+
 static void test_named_list(void **state)
 {
     (void)state;
@@ -611,12 +640,12 @@ static void test_long_input(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_recorded),        cmocka_unit_test(test_demo),
-        cmocka_unit_test(test_places),          cmocka_unit_test(test_named_list),
-        cmocka_unit_test(test_refused_sources), cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_format_tools),    cmocka_unit_test(test_paths),
-        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_source_bounds),
-        cmocka_unit_test(test_long_input),
+        cmocka_unit_test(test_recorded),      cmocka_unit_test(test_demo),
+        cmocka_unit_test(test_places),        cmocka_unit_test(test_named_list),
+        cmocka_unit_test(test_variables),     cmocka_unit_test(test_refused_sources),
+        cmocka_unit_test(test_formats),       cmocka_unit_test(test_format_tools),
+        cmocka_unit_test(test_paths),         cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_source_bounds), cmocka_unit_test(test_long_input),
     };
     return cmocka_run_group_tests_name("template", tests, NULL, NULL);
 }

@@ -6,7 +6,7 @@
 #include "common/check.h"
 #include "text/chat/chat.h"
 
-#define VARS_MAX  96
+#define VARS_MAX  160
 #define DEPTH_MAX 64
 /* The space at the end shows whether the template strips what it prints. */
 #define MARK "TURBOMESH_CONTINUES_HERE "
@@ -162,8 +162,7 @@ static tm_status add_kwargs(var_list *l, const json_t *kwargs, tm_err *err)
                 return TM_FAIL(err, TM_STATUS_INVALID,
                                "chat_template_kwargs: '%s' is a field of the request itself", key);
         if (l->n == VARS_MAX)
-            return TM_FAIL(err, TM_STATUS_INVALID, "chat_template_kwargs: more than %d variables",
-                           VARS_MAX - 24);
+            return TM_FAIL(err, TM_STATUS_INVALID, "chat_template_kwargs: too many variables");
         l->v[l->n++] = (tm_jinja_var){.name = key, .value = v};
     }
     return TM_OK;
@@ -173,7 +172,7 @@ static tm_status list_vars(const tm_template *t, const tm_render_args *a, const 
                            var_list *l, tm_err *err)
 {
     *l = (var_list){.n = 0};
-    for (int i = 0; i < t->name_count && l->n < VARS_MAX; i++)
+    for (int i = 0; i < t->name_count; i++)
         l->v[l->n++] =
             (tm_jinja_var){.name = t->names[i].name, .text = t->names[i].value, .trusted = true};
     l->v[l->n++] = (tm_jinja_var){.name = "messages", .value = messages};

@@ -227,7 +227,10 @@ FN(f_map)
     (void)arg;
     const tm_jval *path = find_kw(all, "attribute"), *def = find_kw(all, "default");
     const char *name = NULL;
-    tm_jargs rest = {.v = all->v + (all->n > 0), .n = all->n - 1, .kw = all->kw, .kn = all->kn};
+    tm_jargs rest = {.v = all->n > 0 ? all->v + 1 : NULL,
+                     .n = all->n > 0 ? all->n - 1 : 0,
+                     .kw = all->kw,
+                     .kn = all->kn};
     if (!path && all->n == 0)
         return tm_jrun_fail(r, "map requires a filter argument");
     if (!path && !(name = name_arg(r, &all->v[0])))
@@ -261,7 +264,8 @@ static bool select_items(tm_jrun *r, const tm_jval *self, const tm_jargs *all, b
     if (all->n > used && !(test = name_arg(r, &all->v[used])))
         return false;
     used += test != NULL;
-    tm_jargs rest = {.v = all->v + used, .n = all->n - used, .kw = all->kw, .kn = all->kn};
+    tm_jargs rest = {
+        .v = all->v ? all->v + used : NULL, .n = all->n - used, .kw = all->kw, .kn = all->kn};
     if (!start(r, self, &w) || !tm_jv_list(r, TM_J_ITER, 0, &l))
         return false;
     for (size_t i = 0; i < w.n; i++) {

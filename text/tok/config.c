@@ -9,9 +9,6 @@
 #include "text/tok/jread.h"
 #include "text/tok/tok.h"
 
-static const char *const named_tokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                           "pad_token", "cls_token", "mask_token"};
-
 const tm_text_file *tm_text_file_find(const tm_text_file *files, int count, const char *name)
 {
     for (int i = 0; i < count; i++)
@@ -94,18 +91,34 @@ static tm_status add_special_text(tm_tokenizer *t, const json_t *text, tm_err *e
     return tm_tok_add(t, &(tm_added_spec){.text = s, .len = len, .id = id, .special = true}, err);
 }
 
-static tm_status apply_names(tm_tokenizer *t, const json_t *from, tm_err *err)
+static tm_status apply_name(tm_tokenizer *t, const char *name, const json_t *value, tm_err *err)
 {
-    for (size_t i = 0; from && i < TM_ARRAY_LEN(named_tokens); i++) {
-        const json_t *text = token_text(json_object_get(from, named_tokens[i]));
-        if (!text)
-            continue;
-        TM_TRY(tm_tok_name(t, named_tokens[i], json_string_value(text), err));
-        TM_TRY(add_special_text(t, text, err));
-    }
+    const json_t *text = token_text(value);
+    if (!text)
+        return TM_OK;
+    TM_TRY(tm_tok_name(t, name, json_string_value(text), err));
+    return add_special_text(t, text, err);
+}
+
+/* Every key that ends in "_token" names one; templates use bos_token, eos_token and more by these names. The
+ * further ones are a list, or an object of named ones. */
+static tm_status apply_names(tm_tokenizer *t, json_t *from, tm_err *err)
+{
     static const char *const lists[] = {"additional_special_tokens", "extra_special_tokens"};
+    const char *key;
+    json_t *v;
+    json_object_foreach(from, key, v)
+    {
+        size_t n = strlen(key);
+        if (n > 6 && strcmp(key + n - 6, "_token") == 0)
+            TM_TRY(apply_name(t, key, v, err));
+    }
     for (size_t k = 0; from && k < TM_ARRAY_LEN(lists); k++) {
-        const json_t *list = json_object_get(from, lists[k]);
+        json_t *list = json_object_get(from, lists[k]);
+        json_object_foreach(list, key, v)
+        {
+            TM_TRY(apply_name(t, key, v, err));
+        }
         for (size_t i = 0; i < json_array_size(list); i++) {
             const json_t *text = token_text(json_array_get(list, i));
             if (text)

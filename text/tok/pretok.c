@@ -339,7 +339,9 @@ static tm_status set_pattern(stage *s, const char *pattern, size_t len, tm_err *
 {
     bool cuts_all = (s->behave == ISOLATED) || (s->behave == REMOVED && s->invert);
     s->scan = cuts_all ? tm_scan_for(pattern, len) : NULL;
-    return s->scan ? TM_OK : tm_regex_create(&s->regex, pattern, len, false, err);
+    return s->scan
+               ? TM_OK
+               : tm_regex_create(&s->regex, pattern, len, tm_scan_is_published(pattern, len), err);
 }
 
 static tm_status parse_split(tm_pretok *p, const json_t *v, int depth, tm_err *err)

@@ -1,6 +1,7 @@
 /* Tokenizer files are written for other engines (Oniguruma, Rust's regex), which read \s as the White_Space
- * property; PCRE2 adds U+180E. The pattern is therefore rewritten: \s becomes an explicit list, inside and
- * outside of character classes. */
+ * property and count marks and connectors to \w; PCRE2 adds U+180E to the first and leaves those out of the
+ * second. The pattern is therefore rewritten: both become explicit lists, inside and outside of character
+ * classes. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "text/tok/regex.h"
 
@@ -9,6 +10,7 @@
 #include <string.h>
 
 #include "common/buf.h"
+#include "common/check.h"
 
 #define MATCH_LIMIT   10000000
 #define DEPTH_LIMIT   100000
@@ -16,6 +18,16 @@
 #define SPACE_SET                                                                                  \
     "\\t-\\r\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}"                   \
     "\\x{202f}\\x{205f}\\x{3000}"
+
+#define WORD_SET "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+
+static const struct {
+    char letter;
+    const char *set, *outside;
+} escapes[] = {{'s', SPACE_SET, "[" SPACE_SET "]"},
+               {'S', NULL, "[^" SPACE_SET "]"},
+               {'w', WORD_SET, "[" WORD_SET "]"},
+               {'W', NULL, "[^" WORD_SET "]"}};
 
 struct tm_regex {
     pcre2_code *code;
@@ -26,20 +38,25 @@ struct tm_regex_work {
     pcre2_match_context *ctx;
 };
 
-static bool rewrite_spaces(const char *p, size_t len, tm_buf *out)
+static void put_escape(char c, bool in_class, tm_buf *out)
+{
+    for (size_t i = 0; i < TM_ARRAY_LEN(escapes); i++) {
+        const char *to = in_class ? escapes[i].set : escapes[i].outside;
+        if (escapes[i].letter == c && to) {
+            tm_buf_puts(out, to);
+            return;
+        }
+    }
+    tm_buf_putc(out, '\\');
+    tm_buf_putc(out, c);
+}
+
+static bool rewrite_classes(const char *p, size_t len, tm_buf *out)
 {
     int depth = 0; /* inside [...] */
     for (size_t i = 0; i < len; i++) {
         if (p[i] == '\\' && i + 1 < len) {
-            char c = p[++i];
-            if (c == 's')
-                tm_buf_puts(out, depth ? SPACE_SET : "[" SPACE_SET "]");
-            else if (c == 'S' && !depth)
-                tm_buf_puts(out, "[^" SPACE_SET "]");
-            else {
-                tm_buf_putc(out, '\\');
-                tm_buf_putc(out, c);
-            }
+            put_escape(p[++i], depth > 0, out);
             continue;
         }
         if (p[i] == '[' && (depth == 0 || (i + 1 < len && p[i + 1] == ':')))
@@ -60,7 +77,7 @@ tm_status tm_regex_create(tm_regex **out, const char *pattern, size_t len, bool 
     tm_buf text;
     tm_buf_init(&text, 0);
     tm_regex *r = calloc(1, sizeof(*r));
-    if (!r || !rewrite_spaces(pattern, len, &text)) {
+    if (!r || !rewrite_classes(pattern, len, &text)) {
         free(r);
         tm_buf_deinit(&text);
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a pattern");
@@ -121,6 +138,9 @@ tm_status tm_regex_find(const tm_regex *r, tm_regex_work *w, const char *s, size
                         tm_regex_match *m, bool *found, tm_err *err)
 {
     int rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, from, PCRE2_NO_UTF_CHECK, w->data, w->ctx);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
+        rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
+                         w->data, w->ctx);
     *found = rc >= 0;
     if (rc == PCRE2_ERROR_NOMATCH)
         return TM_OK;

@@ -154,6 +154,37 @@ static const struct {
      scan_qwen35},
 };
 
+/* Tekken, o200k, DeepSeek V3, DeepSeek Coder: no scanner is written for them, but they may be compiled to
+ * machine code. */
+#define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LEAD  "[^\\r\\n\\p{L}\\p{N}]?"
+#define SLASH "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" SPACES
+#define FOLD  "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+
+static const char *const published[] = {
+    LEAD UPPER "*" LOWER "+|" LEAD UPPER "+" LOWER "*|\\p{N}" SLASH,
+    LEAD UPPER "*" LOWER "+" FOLD "|" LEAD UPPER "+" LOWER "*" FOLD "|\\p{N}{1,3}" SLASH,
+    "\\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?"
+    "[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*" SPACES,
+    "[\\r\\n]",
+    "\\s?\\p{L}+",
+    "\\s?\\p{P}+",
+    "[一-龥ࠀ-一가-퟿]+",
+    "\\p{N}+",
+    "\\p{N}",
+};
+
+bool tm_scan_is_published(const char *pattern, size_t len)
+{
+    for (size_t i = 0; i < TM_ARRAY_LEN(published); i++)
+        if (strlen(published[i]) == len && memcmp(published[i], pattern, len) == 0)
+            return true;
+    return false;
+}
+
 tm_scan_fn tm_scan_for(const char *pattern, size_t len)
 {
     for (size_t i = 0; i < TM_ARRAY_LEN(scanners); i++)

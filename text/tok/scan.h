@@ -11,6 +11,8 @@ typedef size_t (*tm_scan_fn)(const char *s, size_t pos, size_t len);
 
 /* NULL when no scanner is written for this pattern. */
 tm_scan_fn tm_scan_for(const char *pattern, size_t len);
+/* Is it a pattern of a published model, known to match in linear time? */
+bool tm_scan_is_published(const char *pattern, size_t len);
 /* The GPT-2 pattern, which ByteLevel with use_regex implies. */
 size_t tm_scan_gpt2(const char *s, size_t pos, size_t len);
 

@@ -15,7 +15,7 @@
 #include "text/tokenizer.h"
 
 #define TM_TEXT_BYTES_MAX     ((size_t)256 << 20) /* one text to encode */
-#define TM_SPECIAL_NAMES_MAX  16
+#define TM_SPECIAL_NAMES_MAX  64                  /* more are ignored */
 #define TM_TOKENIZER_FILE_MAX ((size_t)64 << 20)
 
 typedef struct tm_special_name {
