@@ -65,9 +65,13 @@ typedef struct tm_batch {
     int max_blocks;
     int n_logits;              /* R rows whose logits are wanted */
     const int32_t *logit_rows; /* [R] ascending row numbers in 0..T-1 */
+    /* [B] host memory on every backend: the length of each sequence that a length-dependent rope is chosen by,
+     * the same in all steps of a sequence. NULL: no sequence is longer than what the rope was trained for. */
+    const int32_t *rope_len;
 } tm_batch;
 
-/* One layer's keys and values: k and v are each [n_blocks, K, block_tokens, d] in dtype. */
+/* One layer's keys and values: k and v are each [n_blocks, K, block_tokens, d] in dtype. v == k: latent
+ * attention, a key is its own value, and only keys are written. */
 typedef struct tm_kv_layer {
     void *k, *v;
     tm_dtype dtype;
@@ -122,10 +126,14 @@ typedef struct tm_linear_gated_args {
 /* Rotates q and k in place by position, then writes k and v into the cache. qkv is [T, (H + 2K) * d]: the
  * H query heads, then K key heads, then K value heads of each token. inv_freq[rd / 2] f32 host-computed
  * (device copy); the first rd dims of a head are rotated, pairs (i, i + rd/2) or, if interleaved,
- * (2i, 2i + 1). mscale multiplies cos and sin (yarn, longrope; else 1). rd = 0: no rotation. */
+ * (2i, 2i + 1). mscale multiplies cos and sin (yarn, longrope; else 1). rd = 0: no rotation. seq_inv_freq
+ * [B, rd / 2], if not NULL, holds each sequence's own frequencies. logn_len > 0: q at position p is multiplied by
+ * max(1, ln(p + 1) / ln(logn_len)). */
 typedef struct tm_rope_append_args {
     void *qkv;
     const float *inv_freq;
+    const float *seq_inv_freq; /* TM_FEATURE_SEQ_ROPE */
+    int logn_len;              /* TM_FEATURE_LOGN */
     const tm_batch *batch;
     const tm_kv_layer *kv;
     int n_heads, n_kv_heads, head_dim, rotary_dim;
@@ -156,6 +164,70 @@ typedef struct tm_act_args {
     tm_act_kind act;
     bool gated;
 } tm_act_args;
+
+/* Normalises every head in place: x / sqrt(mean(x^2) + eps) * w over d numbers, (1 + w) with add_one. Head g of
+ * token t begins at x + t * ld + g * d. */
+typedef struct tm_head_norm_args {
+    void *x;
+    const float *w; /* [d] */
+    int n_tokens, ld, n_heads, d;
+    float eps;
+    bool add_one;
+} tm_head_norm_args;
+
+/* Bounds x [n_rows, n] in place: min(max(x, -limit), limit), or limit * tanh(x / limit) if smooth. f32: x is f32
+ * whatever the activations are (the logits). */
+typedef struct tm_bound_args {
+    void *x;
+    int n_rows, n;
+    float limit;
+    bool smooth, f32;
+} tm_bound_args;
+
+/* out[t * ldo + g * gdo + i] = x[t * ldx + g * gdx + i] for i < cols of each group of each token. */
+typedef struct tm_copy_args {
+    void *out;
+    const void *x;
+    int n_tokens, groups, cols;
+    int ldo, gdo, ldx, gdx;
+} tm_copy_args;
+
+typedef enum tm_moe_score { TM_MOE_SOFTMAX, TM_MOE_SIGMOID } tm_moe_score;
+typedef enum tm_group_score { TM_GROUP_MAX, TM_GROUP_TOP2 } tm_group_score;
+
+/* The k experts of each token. Scores: softmax over the E logits, or their sigmoids. Choice: the best k by
+ * score + bias; with groups (experts in n_groups equal runs) only inside the top_groups groups whose best
+ * choice score, or sum of the best two, is largest. The lowest index wins ties. Weights: the scores without
+ * bias, divided by their sum if normalise, times scale. All f32. */
+typedef struct tm_moe_route_args {
+    int32_t *ids;        /* [T, k] */
+    float *weights;      /* [T, k] */
+    const float *logits; /* [T, E] */
+    const float *bias;   /* [E] or NULL */
+    int n_tokens, n_experts, top_k;
+    int n_groups, top_groups; /* n_groups 1: none */
+    tm_moe_score score;
+    tm_group_score group_score;
+    bool normalise;
+    float scale;
+} tm_moe_route_args;
+
+/* out[t] = sum over the k chosen experts e of weight * down_e(act(gate_e(x)) * up_e(x)), plus add[t], which is
+ * multiplied by sigmoid(add_gate[t]) if there is a gate (a shared expert). Expert e has rows e * 2F .. (gate, then
+ * up) of gate_up [E * 2F, h] and rows e * h .. of down [E * h, F]. These two weights are not given to
+ * linear_prepare. work: as many bytes as moe_work_bytes says for these arguments. */
+typedef struct tm_moe_experts_args {
+    void *out;     /* [T, h] */
+    const void *x; /* [T, h] */
+    const int32_t *ids;
+    const float *weights;
+    const tm_weight *gate_up, *down;
+    const void *add;       /* [T, h] or NULL */
+    const float *add_gate; /* [T] or NULL */
+    void *work;
+    int n_tokens, h, f, n_experts, top_k;
+    tm_act_kind act;
+} tm_moe_experts_args;
 
 /* out[R,h] = rows x[logit_rows[i]]. */
 typedef struct tm_gather_rows_args {
@@ -202,7 +274,15 @@ typedef struct tm_device_ops {
     tm_status (*read_rate)(tm_device *dev, size_t bytes, double *rate, tm_err *err);
 } tm_device_ops;
 
+/* Arguments that an operator may not know; a model that needs one is refused when it is opened. */
+typedef enum tm_feature {
+    TM_FEATURE_SEQ_ROPE = 1,  /* tm_rope_append_args.seq_inv_freq */
+    TM_FEATURE_LOGN = 2,      /* tm_rope_append_args.logn_len */
+    TM_FEATURE_LATENT_KV = 4, /* tm_kv_layer with v == k */
+} tm_feature;
+
 typedef struct tm_op_table {
+    unsigned features; /* of tm_feature */
     /* Called once per weight after loading; may repack into w->packed (or do nothing). */
     tm_status (*linear_prepare)(tm_device *dev, tm_weight *w, tm_err *err);
     void (*linear_release)(tm_device *dev, tm_weight *w);
@@ -214,6 +294,13 @@ typedef struct tm_op_table {
     tm_status (*attention_decode)(tm_device *dev, const tm_attention_args *a);
     tm_status (*act)(tm_device *dev, const tm_act_args *a);
     tm_status (*gather_rows)(tm_device *dev, const tm_gather_rows_args *a);
+    /* Needed by some families only. */
+    tm_status (*head_norm)(tm_device *dev, const tm_head_norm_args *a);
+    tm_status (*bound)(tm_device *dev, const tm_bound_args *a);
+    tm_status (*copy)(tm_device *dev, const tm_copy_args *a);
+    tm_status (*moe_route)(tm_device *dev, const tm_moe_route_args *a);
+    tm_status (*moe_experts)(tm_device *dev, const tm_moe_experts_args *a);
+    size_t (*moe_work_bytes)(const tm_moe_experts_args *a);
     /* May be NULL: the caller does without; every attention shape fits. */
     bool (*attention_fits)(int head_dim, int block_tokens);
     tm_status (*linear_gated)(tm_device *dev, const tm_linear_gated_args *a);

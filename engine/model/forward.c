@@ -1,46 +1,12 @@
 /* The generic decoder: one step of all families over the backend's operators.
  *
- * embed -> layers of { norm, qkv, rope and append, attention, o, sum over ranks, norm, gate_up, act, down,
- * sum over ranks } -> last add -> the rows whose logits are wanted -> norm, head, columns of all ranks to rank 0.
- * The add of a block's output to the residual stream is part of the next norm, which saves one pass over
- * the activations. Only wanted rows go through the head: it is the widest weight of the model. */
+ * embed -> layers (layer.c) -> last add -> the rows whose logits are wanted -> norm, head, columns of all ranks
+ * to rank 0. Only wanted rows go through the head: it is the widest weight of the model. */
 #include <string.h>
 
 #include "common/check.h"
 #include "engine/model/model_impl.h"
 #include "engine/weights/convert.h"
-
-/* Sums a partial result over the ranks. */
-static tm_status sum_ranks(tm_model *m, void *x, size_t n)
-{
-    if (m->shard.tp == 1)
-        return TM_OK;
-    TM_TRY(m->backend->dev->sync(m->dev));
-    return tm_comm_allreduce_f32(m->comm, x, n);
-}
-
-static tm_status norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
-                      const float *b, int rows)
-{
-    const tm_norm_args a = {.out = out,
-                            .residual = x,
-                            .delta = delta,
-                            .w = w,
-                            .b = b,
-                            .n_tokens = rows,
-                            .h = m->arch.hidden,
-                            .eps = m->arch.eps,
-                            .kind = m->arch.norm,
-                            .add_one = m->arch.norm_add_one};
-    return m->backend->ops->norm(m->dev, &a);
-}
-
-static tm_status linear(tm_model *m, void *out, const void *x, const tm_weight *w, int rows)
-{
-    const tm_linear_args a = {
-        .out = out, .x = x, .w = w, .n_tokens = rows, .ldx = w->k, .ldo = w->n};
-    return m->backend->ops->linear(m->dev, &a);
-}
 
 static tm_status head_linear(tm_model *m, void *out, int rows)
 {
@@ -52,7 +18,14 @@ static tm_status head_linear(tm_model *m, void *out, int rows)
                               .ldx = w->k,
                               .ldo = w->n,
                               .f32_out = true};
-    return m->backend->ops->linear(m->dev, &a);
+    const tm_bound_args cap = {.x = out,
+                               .n_rows = rows,
+                               .n = w->n,
+                               .limit = m->arch.head_softcap,
+                               .smooth = true,
+                               .f32 = true};
+    TM_TRY(m->backend->ops->linear(m->dev, &a));
+    return cap.limit > 0.0f ? m->backend->ops->bound(m->dev, &cap) : TM_OK;
 }
 
 static tm_status embed(tm_model *m, const tm_batch *b)
@@ -64,81 +37,7 @@ static tm_status embed(tm_model *m, const tm_batch *b)
                              .v0 = m->shard.vocab0,
                              .scale = m->arch.embed_scale};
     TM_TRY(m->backend->ops->embed(m->dev, &a));
-    return sum_ranks(m, m->ws.x, (size_t)b->n_tokens * (size_t)m->arch.hidden);
-}
-
-static tm_status attention(tm_model *m, const tm_batch *b, int layer)
-{
-    const tm_op_table *ops = m->backend->ops;
-    const tm_arch *a = &m->arch;
-    const tm_rope_append_args r = {.qkv = m->ws.qkv,
-                                   .inv_freq = m->inv_freq,
-                                   .batch = b,
-                                   .kv = &m->kv[layer],
-                                   .n_heads = m->shard.heads,
-                                   .n_kv_heads = m->shard.kv_heads,
-                                   .head_dim = a->head_dim,
-                                   .rotary_dim = a->rope.dim,
-                                   .interleaved = a->rope.interleaved,
-                                   .mscale = m->rope_mscale};
-    const tm_attention_args t = {.out = m->ws.attn,
-                                 .qkv = m->ws.qkv,
-                                 .batch = b,
-                                 .kv = &m->kv[layer],
-                                 .n_heads = m->shard.heads,
-                                 .n_kv_heads = m->shard.kv_heads,
-                                 .head_dim = a->head_dim,
-                                 .window = a->layer[layer].window,
-                                 .scale = a->attn_scale,
-                                 .softcap = a->attn_softcap};
-    TM_TRY(ops->rope_append(m->dev, &r));
-    if (b->n_seqs > b->n_decode)
-        TM_TRY(ops->attention_prefill(m->dev, &t));
-    if (b->n_decode > 0)
-        TM_TRY(ops->attention_decode(m->dev, &t));
-    return TM_OK;
-}
-
-/* ws.act from ws.normed: in one operator where the backend has it. */
-static tm_status gate(tm_model *m, const tm_weight *w, int rows)
-{
-    const tm_op_table *ops = m->backend->ops;
-    tm_workspace *ws = &m->ws;
-    const tm_linear_gated_args g = {.out = ws->act,
-                                    .gate_up = ws->gate_up,
-                                    .x = ws->normed,
-                                    .w = w,
-                                    .n_tokens = rows,
-                                    .ldx = w->k,
-                                    .act = m->arch.act};
-    const tm_act_args a = {.out = ws->act,
-                           .gate_up = ws->gate_up,
-                           .n_tokens = rows,
-                           .f = m->shard.ffn,
-                           .act = m->arch.act,
-                           .gated = m->arch.gated};
-    if (ops->linear_gated && m->arch.gated)
-        return ops->linear_gated(m->dev, &g);
-    TM_TRY(linear(m, ws->gate_up, ws->normed, w, rows));
-    return ops->act(m->dev, &a);
-}
-
-/* delta is what the layer before still has to add to x, or NULL; the layer's own ends in ws.delta. */
-static tm_status layer_forward(tm_model *m, const tm_batch *b, int i, const void *delta)
-{
-    const tm_layer *l = &m->layers[i];
-    tm_workspace *ws = &m->ws;
-    int rows = b->n_tokens;
-    size_t n = (size_t)rows * (size_t)m->arch.hidden;
-    TM_TRY(norm(m, ws->normed, ws->x, delta, l->attn_norm, l->attn_norm_b, rows));
-    TM_TRY(linear(m, ws->qkv, ws->normed, &l->qkv, rows));
-    TM_TRY(attention(m, b, i));
-    TM_TRY(linear(m, ws->delta, ws->attn, &l->o, rows));
-    TM_TRY(sum_ranks(m, ws->delta, n));
-    TM_TRY(norm(m, ws->normed, ws->x, ws->delta, l->ffn_norm, l->ffn_norm_b, rows));
-    TM_TRY(gate(m, &l->gate_up, rows));
-    TM_TRY(linear(m, ws->delta, ws->act, &l->down, rows));
-    return sum_ranks(m, ws->delta, n);
+    return tm_run_sum(m, m->ws.x, (size_t)b->n_tokens * (size_t)m->arch.hidden);
 }
 
 /* Rank 0's logits from the ranks' columns; the padding of the vocabulary is left out. */
@@ -158,14 +57,14 @@ tm_status tm_forward_layers(tm_model *m, const tm_batch *b)
 {
     TM_TRY(embed(m, b));
     for (int i = 0; i < m->arch.layers; i++)
-        TM_TRY(layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
+        TM_TRY(tm_layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
     return TM_OK;
 }
 
 tm_status tm_forward_decode_head(tm_model *m, int rows)
 {
     tm_workspace *ws = &m->ws;
-    TM_TRY(norm(m, ws->rows, ws->x, ws->delta, m->final_norm, m->final_norm_b, rows));
+    TM_TRY(tm_run_norm(m, ws->rows, ws->x, ws->delta, m->final_norm, m->final_norm_b, rows));
     return head_linear(m, ws->logits, rows);
 }
 
@@ -175,7 +74,7 @@ tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out)
     const tm_gather_rows_args g = {
         .out = ws->rows, .x = ws->x, .rows = rows, .n_rows = n, .h = m->arch.hidden};
     TM_TRY(m->backend->ops->gather_rows(m->dev, &g));
-    TM_TRY(norm(m, ws->rows, ws->rows, NULL, m->final_norm, m->final_norm_b, n));
+    TM_TRY(tm_run_norm(m, ws->rows, ws->rows, NULL, m->final_norm, m->final_norm_b, n));
     return head_linear(m, out, n);
 }
 
@@ -239,10 +138,11 @@ static tm_status body(tm_model *m, const tm_batch *batch, tm_batch *b)
     *b = *batch;
     if (!m->host_memory)
         TM_TRY(tm_device_step_upload(m, batch, b));
+    TM_TRY(tm_extras_begin_step(m, batch));
     TM_TRY(tm_forward_layers(m, b));
     if (b->n_logits == 0)
         return m->backend->dev->sync(m->dev);
-    return norm(m, NULL, m->ws.x, m->ws.delta, NULL, NULL, b->n_tokens);
+    return tm_run_norm(m, NULL, m->ws.x, m->ws.delta, NULL, NULL, b->n_tokens);
 }
 
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)

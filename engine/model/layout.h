@@ -12,6 +12,8 @@ typedef struct tm_shard {
     int heads, head0;
     int kv_heads, kv0;
     int ffn, ffn0;
+    int moe_ffn, moe_ffn0; /* of each expert: ranks share every expert */
+    int shared, shared0;
     int vocab, vocab0; /* padded rows of this rank */
 } tm_shard;
 
@@ -19,9 +21,10 @@ typedef struct tm_shard {
 tm_status tm_shard_make(tm_shard *out, const tm_arch *a, int tp, int rank, tm_err *err);
 
 typedef enum tm_role_kind {
-    TM_ROLE_MATRIX, /* a tm_weight */
-    TM_ROLE_VECTOR, /* f32 array */
-    TM_ROLE_BIAS    /* the bias of a tm_weight, f32 array */
+    TM_ROLE_MATRIX,     /* a tm_weight */
+    TM_ROLE_MATRIX_F32, /* a tm_weight that stays f32 (the router) */
+    TM_ROLE_VECTOR,     /* f32 array */
+    TM_ROLE_BIAS        /* the bias of a tm_weight, f32 array */
 } tm_role_kind;
 
 typedef enum tm_split { TM_SPLIT_NONE, TM_SPLIT_ROWS, TM_SPLIT_COLS } tm_split;
@@ -44,15 +47,21 @@ void tm_tensor_size(const tm_arch *a, const tm_tensor_row *row, int *rows, int *
 void tm_tensor_cols(const tm_arch *a, const tm_shard *s, const tm_tensor_row *row, int *col0,
                     int *cols);
 
-/* Rows src..src+n of the file's tensor are rows dst..dst+n of this rank's weight. */
+/* Rows src..src+n of the file's tensor are rows dst..dst+n of this rank's weight. Turned: they are columns
+ * 0..n of its rows dst..dst+(columns of the tensor). */
 typedef struct tm_row_run {
     int src, dst, n;
+    bool turned;
 } tm_row_run;
 typedef tm_status (*tm_row_run_fn)(void *arg, tm_row_run run);
-/* Calls fn for each run of this rank, in a fixed order; stops at the first failure. */
-tm_status tm_tensor_runs(const tm_arch *a, const tm_shard *s, const tm_tensor_row *row,
+/* Calls fn for each run of this rank, in a fixed order; stops at the first failure. expert: for a tensor
+ * of one expert, else 0. */
+tm_status tm_tensor_runs(const tm_arch *a, const tm_shard *s, const tm_tensor_row *row, int expert,
                          tm_row_run_fn fn, void *arg);
 
-bool tm_need_met(const tm_arch *a, tm_need need);
+/* Is the tensor there in this layer? For tensors that are not of a layer any number does. */
+bool tm_need_met(const tm_arch *a, tm_need need, int layer);
+/* Tensors of this row in a layer: 1, or one for each expert. */
+int tm_tensor_experts(const tm_arch *a, const tm_tensor_row *row);
 
 #endif

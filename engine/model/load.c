@@ -3,6 +3,8 @@
  * Both passes walk the family's tensor rows. Copies go through a small staging buffer in the device's number
  * format, a few rows at a time, so that loading needs no second copy of a weight. Tensors that no row
  * names are reported once, apart from leftovers that every engine ignores. */
+#include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,19 +12,27 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "engine/model/model_impl.h"
+#include "engine/weights/convert.h"
 
 #define STAGING_BYTES ((size_t)4 << 20)
 #define NAME_MAX_LEN  256
+#define NAMES_SHOWN   4
 
-static void tensor_name(char *out, const tm_tensor_row *row, int layer)
+/* The pattern with its numbers put in; written out by hand to keep formats checked. */
+static void tensor_name(char *out, const tm_tensor_row *row, int layer, int expert)
 {
-    /* The pattern's only conversion is the layer's %d; it is written out by hand to keep the format checked. */
-    const char *at = strstr(row->pattern, "%d");
-    if (at)
-        snprintf(out, NAME_MAX_LEN, "%.*s%d%s", (int)(at - row->pattern), row->pattern, layer,
-                 at + 2);
-    else
-        snprintf(out, NAME_MAX_LEN, "%s", row->pattern);
+    const int numbers[] = {layer, expert};
+    const char *from = row->pattern;
+    size_t at = 0;
+    for (int i = 0; i < 2; i++) {
+        const char *hole = strstr(from, "%d");
+        if (!hole)
+            break;
+        at += (size_t)snprintf(out + at, NAME_MAX_LEN - at, "%.*s%d", (int)(hole - from), from,
+                               numbers[i]);
+        from = hole + 2;
+    }
+    snprintf(out + at, NAME_MAX_LEN - at, "%s", from);
 }
 
 static int layers_of(const tm_arch *a, const tm_tensor_row *row)
@@ -53,11 +63,9 @@ static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
 }
 
 static tm_status check_tensor(const tm_arch *a, const tm_checkpoint *c, const tm_tensor_row *row,
-                              const char *name, int64_t *numbers, tm_err *err)
+                              const tm_st_tensor *t, tm_err *err)
 {
-    const tm_st_tensor *t = tm_checkpoint_find(c, name);
-    if (!t)
-        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", name);
+    const char *name = t->name;
     const char *file = tm_checkpoint_file(c, t);
     tm_dtype dtype;
     if (!tm_checkpoint_is_float(t, &dtype))
@@ -65,7 +73,8 @@ static tm_status check_tensor(const tm_arch *a, const tm_checkpoint *c, const tm
                        file, name, tm_st_dtype_name(t->dtype));
     int rows, cols;
     tm_tensor_size(a, row, &rows, &cols);
-    bool matrix = tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX;
+    tm_role_kind kind = tm_role_info_get(row->role)->kind;
+    bool matrix = kind == TM_ROLE_MATRIX || kind == TM_ROLE_MATRIX_F32;
     int64_t want[2] = {rows, cols};
     int ndim = matrix ? 2 : 1;
     if (t->ndim != ndim || t->dims[0] != want[0] || (matrix && t->dims[1] != want[1])) {
@@ -75,7 +84,6 @@ static tm_status check_tensor(const tm_arch *a, const tm_checkpoint *c, const tm
         return TM_FAIL(err, TM_STATUS_DATA, "%s: tensor %s is %s, expected %s", file, name, is,
                        should);
     }
-    *numbers += (int64_t)rows * cols;
     return TM_OK;
 }
 
@@ -92,26 +100,38 @@ static bool ignored(const char *name)
     return false;
 }
 
-/* Does a needed row of some layer name this tensor? */
+/* Matches a name with a pattern up to its end, or up to where they differ; the numbers found go to n[2]. */
+static bool matches(const char *p, const char *name, long n[2])
+{
+    n[0] = n[1] = -1;
+    for (int i = 0; *p;) {
+        if (p[0] != '%') {
+            if (*p++ != *name++)
+                return false;
+            continue;
+        }
+        if (*name < '0' || *name > '9')
+            return false;
+        char *end;
+        n[i++] = strtol(name, &end, 10);
+        name = end;
+        p += 2;
+    }
+    return *name == '\0';
+}
+
+/* Does a needed row of some layer name this tensor? Layers past the last (multi-token prediction) and a head
+ * that is stored beside a tied embedding are known too. */
 static bool wanted(const tm_arch *a, const char *tensor)
 {
-    char name[NAME_MAX_LEN];
     for (int i = 0; i < a->family->row_count; i++) {
         const tm_tensor_row *row = &a->family->rows[i];
-        const char *at = strstr(row->pattern, "%d");
-        long layer = 0;
-        if (!tm_need_met(a, row->need))
-            continue;
-        if (at) {
-            size_t n = (size_t)(at - row->pattern);
-            if (strncmp(tensor, row->pattern, n) != 0)
-                continue;
-            layer = strtol(tensor + n, NULL, 10);
-            if (layer < 0 || layer >= a->layers)
-                continue;
-        }
-        tensor_name(name, row, (int)layer);
-        if (strcmp(name, tensor) == 0)
+        long n[2];
+        bool hit = matches(row->pattern, tensor, n);
+        if (n[0] >= a->layers || (hit && row->role == TM_ROLE_HEAD))
+            return true;
+        if (hit && tm_need_met(a, row->need, (int)TM_MAX(n[0], 0)) &&
+            n[1] < tm_tensor_experts(a, row))
             return true;
     }
     return false;
@@ -120,91 +140,127 @@ static bool wanted(const tm_arch *a, const char *tensor)
 static void report_unread(const tm_arch *a, const tm_checkpoint *c)
 {
     size_t count = 0;
-    const char *first = NULL;
+    char names[NAMES_SHOWN * NAME_MAX_LEN] = "";
     for (size_t i = 0; i < tm_checkpoint_count(c); i++) {
         const tm_st_tensor *t = tm_checkpoint_at(c, i);
         if (ignored(t->name) || wanted(a, t->name))
             continue;
-        first = first ? first : t->name;
-        count++;
+        size_t at = strlen(names);
+        if (count++ < NAMES_SHOWN)
+            snprintf(names + at, sizeof(names) - at, "%s%.200s", at ? ", " : "", t->name);
     }
     if (count > 0)
-        tm_log(TM_LOG_WARN, "model", "%zu tensors of the checkpoint are not used, such as %s",
-               count, first);
+        tm_log(TM_LOG_WARN, "model", "%zu tensors of the checkpoint are not used: %s%s", count,
+               names, count > NAMES_SHOWN ? ", ..." : "");
+}
+
+/* What walking over all needed tensors finds. */
+typedef struct survey {
+    int64_t numbers;
+    size_t missing;
+    char first_missing[NAME_MAX_LEN];
+} survey;
+
+/* One row in all its layers; counted: an earlier row reads the same tensors. */
+static tm_status check_row(const tm_arch *a, const tm_checkpoint *c, const tm_tensor_row *row,
+                           bool counted, survey *s, tm_err *err)
+{
+    char name[NAME_MAX_LEN];
+    for (int layer = 0; layer < layers_of(a, row); layer++) {
+        if (!tm_need_met(a, row->need, layer))
+            continue;
+        for (int e = 0; e < tm_tensor_experts(a, row); e++) {
+            tensor_name(name, row, layer, e);
+            const tm_st_tensor *t = tm_checkpoint_find(c, name);
+            if (!t && s->missing++ == 0)
+                snprintf(s->first_missing, sizeof(s->first_missing), "%s", name);
+            if (!t)
+                continue;
+            TM_TRY(check_tensor(a, c, row, t, err));
+            for (int64_t n = 1, d = 0; !counted && d <= t->ndim; d++) {
+                s->numbers += d == t->ndim ? n : 0;
+                n *= d < t->ndim ? t->dims[d] : 1;
+            }
+        }
+    }
+    return TM_OK;
 }
 
 tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters, tm_err *err)
 {
-    int64_t numbers = 0;
-    char name[NAME_MAX_LEN];
+    const tm_tensor_row *rows = a->family->rows;
+    survey s = {0};
     TM_TRY(settle_ends(a, c, err));
     for (int i = 0; i < a->family->row_count; i++) {
-        const tm_tensor_row *row = &a->family->rows[i];
-        if (!tm_need_met(a, row->need))
-            continue;
-        for (int layer = 0; layer < layers_of(a, row); layer++) {
-            tensor_name(name, row, layer);
-            TM_TRY(check_tensor(a, c, row, name, &numbers, err));
-        }
+        bool again = i > 0 && strcmp(rows[i].pattern, rows[i - 1].pattern) == 0;
+        TM_TRY(check_row(a, c, &rows[i], again, &s, err));
     }
+    if (s.missing > 1)
+        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing (and %zu more)", s.first_missing,
+                       s.missing - 1);
+    if (s.missing == 1)
+        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", s.first_missing);
     report_unread(a, c);
-    *parameters = numbers;
+    *parameters = s.numbers;
     return TM_OK;
 }
 
-/* Where a role's numbers go. */
-typedef struct target {
-    tm_weight *weight;    /* MATRIX and BIAS */
-    const float **vector; /* VECTOR */
-} target;
+/* Where a role's numbers go: a tm_weight (for a bias, the weight that has it) or a vector, in tm_layer, or in
+ * tm_model for roles that are not of a layer. */
+#define IN_LAYER(f) offsetof(tm_layer, f)
+#define IN_MODEL(f) offsetof(tm_model, f)
+static const size_t places[TM_ROLE_COUNT] = {
+    [TM_ROLE_EMBED] = IN_MODEL(embed),
+    [TM_ROLE_FINAL_NORM] = IN_MODEL(final_norm),
+    [TM_ROLE_FINAL_NORM_BIAS] = IN_MODEL(final_norm_b),
+    [TM_ROLE_HEAD] = IN_MODEL(head),
+    [TM_ROLE_ATTN_NORM] = IN_LAYER(attn_norm),
+    [TM_ROLE_ATTN_NORM_BIAS] = IN_LAYER(attn_norm_b),
+    [TM_ROLE_POST_ATTN_NORM] = IN_LAYER(post_attn_norm),
+    [TM_ROLE_QKV] = IN_LAYER(qkv),
+    [TM_ROLE_QKV_BIAS] = IN_LAYER(qkv),
+    [TM_ROLE_Q_NORM] = IN_LAYER(q_norm),
+    [TM_ROLE_K_NORM] = IN_LAYER(k_norm),
+    [TM_ROLE_Q_A] = IN_LAYER(q_a),
+    [TM_ROLE_Q_A_NORM] = IN_LAYER(q_a_norm),
+    [TM_ROLE_Q_B] = IN_LAYER(q_b),
+    [TM_ROLE_KV_A] = IN_LAYER(kv_a),
+    [TM_ROLE_KV_A_NORM] = IN_LAYER(kv_a_norm),
+    [TM_ROLE_KV_B_K] = IN_LAYER(kv_b_k),
+    [TM_ROLE_KV_B_V] = IN_LAYER(kv_b_v),
+    [TM_ROLE_O] = IN_LAYER(o),
+    [TM_ROLE_O_BIAS] = IN_LAYER(o),
+    [TM_ROLE_FFN_NORM] = IN_LAYER(ffn_norm),
+    [TM_ROLE_FFN_NORM_BIAS] = IN_LAYER(ffn_norm_b),
+    [TM_ROLE_POST_FFN_NORM] = IN_LAYER(post_ffn_norm),
+    [TM_ROLE_GATE_UP] = IN_LAYER(gate_up),
+    [TM_ROLE_GATE_UP_BIAS] = IN_LAYER(gate_up),
+    [TM_ROLE_DOWN] = IN_LAYER(down),
+    [TM_ROLE_DOWN_BIAS] = IN_LAYER(down),
+    [TM_ROLE_ROUTER] = IN_LAYER(router),
+    [TM_ROLE_CHOICE_BIAS] = IN_LAYER(choice_bias),
+    [TM_ROLE_EXPERTS_GATE_UP] = IN_LAYER(experts_gate_up),
+    [TM_ROLE_EXPERTS_DOWN] = IN_LAYER(experts_down),
+    [TM_ROLE_SHARED_GATE_UP] = IN_LAYER(shared_gate_up),
+    [TM_ROLE_SHARED_DOWN] = IN_LAYER(shared_down),
+    [TM_ROLE_SHARED_GATE] = IN_LAYER(shared_gate),
+};
 
-static target target_of(tm_model *m, tm_role role, int layer)
+static void *place_of(tm_model *m, tm_role role, int layer)
 {
-    tm_layer *l = &m->layers[layer];
-    switch (role) {
-    case TM_ROLE_EMBED:
-        return (target){&m->embed, NULL};
-    case TM_ROLE_HEAD:
-        return (target){&m->head, NULL};
-    case TM_ROLE_FINAL_NORM:
-        return (target){NULL, &m->final_norm};
-    case TM_ROLE_FINAL_NORM_BIAS:
-        return (target){NULL, &m->final_norm_b};
-    case TM_ROLE_ATTN_NORM:
-        return (target){NULL, &l->attn_norm};
-    case TM_ROLE_ATTN_NORM_BIAS:
-        return (target){NULL, &l->attn_norm_b};
-    case TM_ROLE_FFN_NORM:
-        return (target){NULL, &l->ffn_norm};
-    case TM_ROLE_FFN_NORM_BIAS:
-        return (target){NULL, &l->ffn_norm_b};
-    case TM_ROLE_QKV:
-    case TM_ROLE_QKV_BIAS:
-        return (target){&l->qkv, NULL};
-    case TM_ROLE_O:
-    case TM_ROLE_O_BIAS:
-        return (target){&l->o, NULL};
-    case TM_ROLE_GATE_UP:
-    case TM_ROLE_GATE_UP_BIAS:
-        return (target){&l->gate_up, NULL};
-    case TM_ROLE_DOWN:
-    case TM_ROLE_DOWN_BIAS:
-        return (target){&l->down, NULL};
-    case TM_ROLE_COUNT:
-        break;
-    }
-    TM_ASSERT(!"unknown role");
-    return (target){NULL, NULL};
+    bool in_layer = tm_role_info_get(role)->of_layer;
+    return (in_layer ? (char *)&m->layers[layer] : (char *)m) + places[role];
 }
 
 /* The first tensor of a role takes its memory (q before k and v). */
 tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base, tm_err *err)
 {
     const tm_role_info *info = tm_role_info_get(role);
-    target t = target_of(m, role, layer);
-    const void *have = info->kind == TM_ROLE_VECTOR ? (const void *)*t.vector
-                       : info->kind == TM_ROLE_BIAS ? (const void *)t.weight->bias
-                                                    : t.weight->data;
+    tm_weight *weight = place_of(m, role, layer);
+    const float **vector = place_of(m, role, layer);
+    const void *have = info->kind == TM_ROLE_VECTOR ? (const void *)*vector
+                       : info->kind == TM_ROLE_BIAS ? (const void *)weight->bias
+                                                    : weight->data;
     void *p = (void *)(uintptr_t)have;
     if (!p) {
         int rows, cols;
@@ -218,11 +274,11 @@ tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base,
         }
         m->info.weight_bytes += bytes;
         if (info->kind == TM_ROLE_VECTOR)
-            *t.vector = p;
+            *vector = p;
         else if (info->kind == TM_ROLE_BIAS)
-            t.weight->bias = p;
+            weight->bias = p;
         else
-            *t.weight = (tm_weight){.dtype = dtype, .n = rows, .k = cols, .data = p};
+            *weight = (tm_weight){.dtype = dtype, .n = rows, .k = cols, .data = p};
     }
     *base = p;
     return TM_OK;
@@ -233,24 +289,74 @@ typedef struct copy {
     tm_model *m;
     const tm_checkpoint *c;
     const tm_st_tensor *tensor;
-    char *base, *staging;
+    char *base, *staging, *turned; /* two staging buffers */
     size_t cols_all, col0, cols;
+    bool unit_rows; /* rows are divided by their length */
     tm_dtype dtype;
     tm_err *err;
 } copy;
 
+static tm_status put(const copy *k, size_t dst_row, const void *src, size_t rows, size_t row_bytes)
+{
+    char *dst = k->base + dst_row * row_bytes;
+    if (k->m->backend->dev->upload(k->m->dev, dst, src, rows * row_bytes) != TM_OK)
+        return TM_FAIL(k->err, TM_STATUS_IO, "tensor %s: the copy to the device failed",
+                       k->tensor->name);
+    return TM_OK;
+}
+
+/* out[cols, rows] = the transpose of in[rows, cols], numbers of `size` bytes. */
+static void turn(char *out, const char *in, size_t rows, size_t cols, size_t size)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++)
+            memcpy(out + (c * rows + r) * size, in + (r * cols + c) * size, size);
+}
+
+/* A block of n rows becomes n columns: a few of its columns at a time, each a whole row of the weight. */
+static tm_status copy_turned(const copy *k, tm_row_run run)
+{
+    size_t n = (size_t)run.n, size = tm_dtype_size(k->dtype);
+    size_t per = TM_MAX(STAGING_BYTES / (n * size), (size_t)1);
+    for (size_t i = 0; i < k->cols; i += per) {
+        tm_slice s = {(size_t)run.src, n, k->col0 + i, TM_MIN(per, k->cols - i)};
+        TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, k->staging, k->dtype, k->err));
+        turn(k->turned, k->staging, n, s.cols, size);
+        TM_TRY(put(k, (size_t)run.dst + i, k->turned, s.cols, n * size));
+    }
+    return TM_OK;
+}
+
+/* Rows of the slice, read in f32, divided by their lengths and then rounded. */
+static tm_status read_unit_rows(const copy *k, tm_slice s)
+{
+    float *x = (float *)(void *)k->turned;
+    TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, x, TM_DTYPE_F32, k->err));
+    for (size_t r = 0; r < s.rows; r++) {
+        double sq = 0;
+        for (size_t i = 0; i < s.cols; i++)
+            sq += (double)x[r * s.cols + i] * (double)x[r * s.cols + i];
+        float inv = (float)(1.0 / TM_MAX(sqrt(sq), 1e-7));
+        for (size_t i = 0; i < s.cols; i++)
+            x[r * s.cols + i] *= inv;
+    }
+    tm_convert(k->staging, k->dtype, x, TM_DTYPE_F32, s.rows * s.cols);
+    return TM_OK;
+}
+
 static tm_status copy_run(void *arg, tm_row_run run)
 {
-    copy *k = arg;
+    const copy *k = arg;
     size_t row_bytes = k->cols * tm_dtype_size(k->dtype);
-    size_t per = TM_MAX(STAGING_BYTES / row_bytes, (size_t)1);
+    size_t per = TM_MAX(STAGING_BYTES / (k->cols * sizeof(float)), (size_t)1);
+    if (run.turned)
+        return copy_turned(k, run);
     for (size_t i = 0; i < (size_t)run.n; i += per) {
         tm_slice s = {(size_t)run.src + i, TM_MIN(per, (size_t)run.n - i), k->col0, k->cols};
-        char *dst = k->base + ((size_t)run.dst + i) * row_bytes;
-        TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, k->staging, k->dtype, k->err));
-        if (k->m->backend->dev->upload(k->m->dev, dst, k->staging, s.rows * row_bytes) != TM_OK)
-            return TM_FAIL(k->err, TM_STATUS_IO, "tensor %s: the copy to the device failed",
-                           k->tensor->name);
+        TM_TRY(k->unit_rows ? read_unit_rows(k, s)
+                            : tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, k->staging,
+                                                 k->dtype, k->err));
+        TM_TRY(put(k, (size_t)run.dst + i, k->staging, s.rows, row_bytes));
     }
     return TM_OK;
 }
@@ -269,36 +375,93 @@ static tm_status zero_padding(tm_model *m, char *base, size_t row_bytes, tm_err 
     return st == TM_OK ? TM_OK : TM_FAIL(err, st, "padding of the vocabulary: the copy failed");
 }
 
-static tm_status load_tensor(tm_model *m, const tm_checkpoint *c, const tm_tensor_row *row,
-                             int layer, char *staging, tm_err *err)
+static tm_status load_tensor(copy *k, const tm_tensor_row *row, int layer, int expert)
 {
     char name[NAME_MAX_LEN];
     int rows, cols_all, col0, cols;
-    tensor_name(name, row, layer);
+    tm_model *m = k->m;
+    tensor_name(name, row, layer, expert);
     tm_tensor_size(&m->arch, row, &rows, &cols_all);
     tm_tensor_cols(&m->arch, &m->shard, row, &col0, &cols);
-    copy k = {.m = m,
-              .c = c,
-              .tensor = tm_checkpoint_find(c, name),
-              .staging = staging,
-              .cols_all = (size_t)cols_all,
-              .col0 = (size_t)col0,
-              .cols = (size_t)cols,
-              .dtype =
-                  tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32,
-              .err = err};
-    TM_ASSERT(k.tensor); /* tm_load_check saw it */
-    TM_TRY(tm_load_role_memory(m, row->role, layer, &k.base, err));
-    TM_TRY(tm_tensor_runs(&m->arch, &m->shard, row, copy_run, &k));
+    k->tensor = tm_checkpoint_find(k->c, name);
+    k->cols_all = (size_t)cols_all;
+    k->col0 = (size_t)col0;
+    k->cols = (size_t)cols;
+    k->unit_rows = row->role == TM_ROLE_HEAD && m->arch.head_norm;
+    k->dtype = tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32;
+    TM_ASSERT(k->tensor); /* tm_load_check saw it */
+    TM_TRY(tm_load_role_memory(m, row->role, layer, &k->base, k->err));
+    TM_TRY(tm_tensor_runs(&m->arch, &m->shard, row, expert, copy_run, k));
     if (row->role == TM_ROLE_EMBED || row->role == TM_ROLE_HEAD)
-        return zero_padding(m, k.base, k.cols * tm_dtype_size(k.dtype), err);
+        return zero_padding(m, k->base, k->cols * tm_dtype_size(k->dtype), k->err);
     return TM_OK;
 }
 
-static tm_status prepare(tm_model *m, tm_weight *w, tm_err *err)
+static tm_status load_row(copy *k, const tm_tensor_row *row)
 {
-    TM_TRY(m->backend->ops->linear_prepare(m->dev, w, err));
-    m->info.step_read_bytes += (size_t)w->n * (size_t)w->k * tm_dtype_size(w->dtype);
+    const tm_arch *a = &k->m->arch;
+    if (tm_role_info_get(row->role)->summed && k->m->shard.rank > 0)
+        return TM_OK;
+    for (int layer = 0; layer < layers_of(a, row); layer++) {
+        if (!tm_need_met(a, row->need, layer))
+            continue;
+        for (int e = 0; e < tm_tensor_experts(a, row); e++)
+            TM_TRY(load_tensor(k, row, layer, e));
+    }
+    return TM_OK;
+}
+
+/* Roles that linear works on as a whole. Experts and the halves of kv_b are used in parts. */
+static bool is_prepared(tm_role role)
+{
+    tm_role_kind kind = tm_role_info_get(role)->kind;
+    return (kind == TM_ROLE_MATRIX || kind == TM_ROLE_MATRIX_F32) && role != TM_ROLE_EMBED &&
+           role != TM_ROLE_EXPERTS_GATE_UP && role != TM_ROLE_EXPERTS_DOWN &&
+           role != TM_ROLE_KV_B_K && role != TM_ROLE_KV_B_V;
+}
+
+/* Bytes that a decode step of one sequence reads of a weight: of the experts the chosen ones alone. */
+static size_t step_bytes(const tm_model *m, tm_role role, const tm_weight *w)
+{
+    size_t bytes = (size_t)w->n * (size_t)w->k * tm_dtype_size(w->dtype);
+    if (role == TM_ROLE_EMBED)
+        return 0;
+    if (role == TM_ROLE_EXPERTS_GATE_UP || role == TM_ROLE_EXPERTS_DOWN)
+        return bytes / (size_t)m->arch.moe.experts * (size_t)m->arch.moe.top_k;
+    return bytes;
+}
+
+typedef tm_status (*weight_fn)(tm_model *m, tm_role role, tm_weight *w, tm_err *err);
+
+/* Calls fn for each matrix that was loaded. */
+static tm_status each_weight(tm_model *m, weight_fn fn, tm_err *err)
+{
+    for (int role = 0; role < TM_ROLE_COUNT; role++) {
+        const tm_role_info *info = tm_role_info_get((tm_role)role);
+        if (info->kind == TM_ROLE_VECTOR || info->kind == TM_ROLE_BIAS)
+            continue;
+        for (int i = 0; i < (info->of_layer ? m->arch.layers : 1); i++) {
+            tm_weight *w = place_of(m, (tm_role)role, i);
+            if (w->data)
+                TM_TRY(fn(m, (tm_role)role, w, err));
+        }
+    }
+    return TM_OK;
+}
+
+static tm_status prepare(tm_model *m, tm_role role, tm_weight *w, tm_err *err)
+{
+    if (is_prepared(role))
+        TM_TRY(m->backend->ops->linear_prepare(m->dev, w, err));
+    m->info.step_read_bytes += step_bytes(m, role, w);
+    return TM_OK;
+}
+
+static tm_status release(tm_model *m, tm_role role, tm_weight *w, tm_err *err)
+{
+    (void)err;
+    if (is_prepared(role))
+        m->backend->ops->linear_release(m->dev, w);
     return TM_OK;
 }
 
@@ -306,48 +469,34 @@ tm_status tm_load_prepare(tm_model *m, tm_err *err)
 {
     if (m->arch.tie)
         m->head = m->embed;
-    TM_TRY(prepare(m, &m->head, err));
-    for (int i = 0; i < m->arch.layers; i++) {
-        TM_TRY(prepare(m, &m->layers[i].qkv, err));
-        TM_TRY(prepare(m, &m->layers[i].o, err));
-        TM_TRY(prepare(m, &m->layers[i].gate_up, err));
-        TM_TRY(prepare(m, &m->layers[i].down, err));
-    }
-    return TM_OK;
+    return each_weight(m, prepare, err);
 }
 
 tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err)
 {
     const tm_family *f = m->arch.family;
-    /* One row of the widest tensor always fits. */
-    size_t widest = (size_t)TM_MAX(m->arch.hidden, m->arch.ffn) * sizeof(float);
-    size_t q_bytes = (size_t)m->arch.heads * (size_t)m->arch.head_dim * sizeof(float);
-    char *staging = malloc(TM_MAX(STAGING_BYTES, TM_MAX(widest, q_bytes)));
+    /* One row of the widest tensor always fits, and one column of the tallest that is turned. */
+    size_t widest = STAGING_BYTES / sizeof(float);
+    for (int i = 0; i < f->row_count; i++) {
+        int rows, cols;
+        tm_tensor_size(&m->arch, &f->rows[i], &rows, &cols);
+        widest = TM_MAX(widest, (size_t)cols);
+    }
+    widest = TM_MAX(widest, (size_t)TM_MAX(m->arch.moe.ffn, m->arch.mla.nope));
+    char *staging = malloc(2 * widest * sizeof(float));
     if (!staging)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "loading: out of memory");
+    copy k = {.m = m, .c = c, .staging = staging, .err = err};
+    k.turned = staging + widest * sizeof(float);
     tm_status st = TM_OK;
-    for (int i = 0; st == TM_OK && i < f->row_count; i++) {
-        const tm_tensor_row *row = &f->rows[i];
-        const tm_role_info *info = tm_role_info_get(row->role);
-        if (!tm_need_met(&m->arch, row->need) || (info->summed && m->shard.rank > 0))
-            continue;
-        for (int layer = 0; st == TM_OK && layer < layers_of(&m->arch, row); layer++)
-            st = load_tensor(m, c, row, layer, staging, err);
-    }
+    for (int i = 0; st == TM_OK && i < f->row_count; i++)
+        st = load_row(&k, &f->rows[i]);
     free(staging);
     return st == TM_OK ? tm_load_prepare(m, err) : st;
 }
 
 void tm_load_release(tm_model *m)
 {
-    const tm_op_table *ops = m->backend->ops;
-    if (!m->layers) /* refused before anything was loaded */
-        return;
-    ops->linear_release(m->dev, &m->head);
-    for (int i = 0; i < m->arch.layers; i++) {
-        ops->linear_release(m->dev, &m->layers[i].qkv);
-        ops->linear_release(m->dev, &m->layers[i].o);
-        ops->linear_release(m->dev, &m->layers[i].gate_up);
-        ops->linear_release(m->dev, &m->layers[i].down);
-    }
+    if (m->layers) /* else refused before anything was loaded */
+        each_weight(m, release, NULL);
 }

@@ -194,7 +194,13 @@ static tm_status check_operators(const tm_model *m, tm_err *err)
         return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
                        "backend '%s' has no attention for heads of %d in KV blocks of %d tokens",
                        m->backend->name, m->arch.head_dim, m->opts.block_tokens);
-    return TM_OK;
+    return tm_extras_check(m, err);
+}
+
+/* Keys and values, or in latent attention keys that are both. */
+static size_t kv_arrays(const tm_model *m)
+{
+    return m->arch.mla.kv_rank > 0 ? 1 : 2;
 }
 
 static void fill_info(tm_model *m)
@@ -216,9 +222,9 @@ static void fill_info(tm_model *m)
     i->ffn = a->ffn;
     i->max_positions = a->max_positions;
     if (m->opts.session_len > 0)
-        i->max_positions = TM_MIN(i->max_positions, m->opts.session_len);
+        i->max_positions = TM_MIN(a->context_max, m->opts.session_len);
     i->tp = m->shard.tp;
-    i->kv_block_bytes = 2 * (size_t)a->layers * (size_t)m->shard.kv_heads *
+    i->kv_block_bytes = kv_arrays(m) * (size_t)a->layers * (size_t)m->shard.kv_heads *
                         (size_t)m->opts.block_tokens * (size_t)a->head_dim *
                         tm_dtype_size(m->dtype);
     snprintf(i->dtype, sizeof(i->dtype), "%s", tm_dtype_name(m->dtype));
@@ -267,8 +273,9 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     const tm_arch *a = &m->arch;
     const tm_shard *s = &m->shard;
     size_t t = (size_t)m->opts.max_step_tokens, b = (size_t)m->opts.max_seqs;
-    size_t d = (size_t)a->head_dim, h = (size_t)a->hidden, f = (size_t)s->ffn;
-    size_t act = tm_dtype_size(m->act);
+    size_t d = (size_t)a->head_dim, h = (size_t)a->hidden;
+    size_t f = (size_t)TM_MAX(s->ffn, s->shared);
+    size_t act = tm_act_size(m);
     size_t r = TM_MIN(t, TM_MAX(b, (size_t)LOGIT_ROWS_MIN));
     ws->rows_max = (int)r;
     const want wants[] = {
@@ -296,20 +303,6 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     return m->host_memory ? TM_OK : tm_device_step_open(m, err);
 }
 
-static tm_status make_rope(tm_model *m, tm_err *err)
-{
-    size_t n = (size_t)m->arch.rope.dim / 2;
-    float host[2048];
-    void *dev = NULL;
-    TM_ASSERT(n <= TM_ARRAY_LEN(host)); /* config.c bounds head_dim */
-    tm_rope_freqs(&m->arch.rope, host, &m->rope_mscale);
-    TM_TRY(tm_model_take(m, TM_MAX(n, (size_t)1) * sizeof(float), &dev, err));
-    m->inv_freq = dev;
-    if (m->backend->dev->upload(m->dev, dev, host, n * sizeof(float)) != TM_OK)
-        return TM_FAIL(err, TM_STATUS_IO, "rotary frequencies: the copy to the device failed");
-    return TM_OK;
-}
-
 /* Second half: memory and copies. */
 static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
 {
@@ -318,7 +311,7 @@ static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
     if (!m->layers || !m->kv)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
     TM_TRY(ckpt ? tm_load_weights(m, ckpt, err) : tm_shape_load(m, err));
-    TM_TRY(make_rope(m, err));
+    TM_TRY(tm_extras_take(m, err));
     return take_workspace(m, err);
 }
 
@@ -358,6 +351,7 @@ void tm_model_close(tm_model *m)
             m->backend->dev->free(m->dev, m->blocks[i]);
         m->backend->dev->close(m->dev);
     }
+    tm_extras_release(m);
     free(m->ws.gathered);
     free(m->blocks);
     free(m->kv);
@@ -382,7 +376,7 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err)
                        n_blocks);
     if (m->kv[0].k)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "the KV cache was taken before");
-    size_t bytes = m->info.kv_block_bytes / (2 * (size_t)m->arch.layers), all;
+    size_t bytes = m->info.kv_block_bytes / (kv_arrays(m) * (size_t)m->arch.layers), all;
     if (!tm_size_mul(bytes, (size_t)n_blocks, &all))
         return TM_FAIL(err, TM_STATUS_CONFIG, "KV cache of %d blocks is too large", n_blocks);
     for (int i = 0; i < m->arch.layers; i++) {
@@ -392,7 +386,9 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err)
                           .n_kv_heads = m->shard.kv_heads,
                           .head_dim = m->arch.head_dim};
         TM_TRY(tm_model_take(m, all, &kv.k, err));
-        TM_TRY(tm_model_take(m, all, &kv.v, err));
+        kv.v = kv.k;
+        if (kv_arrays(m) == 2)
+            TM_TRY(tm_model_take(m, all, &kv.v, err));
         m->kv[i] = kv;
     }
     return TM_OK;

@@ -15,8 +15,9 @@
 typedef struct tm_model tm_model;
 
 typedef struct tm_model_opts {
-    const char *dir;   /* Hugging Face folder */
-    const char *shape; /* instead of dir: a known model's shape with random weights, for benchmarks */
+    const char *dir; /* Hugging Face folder */
+    const char
+        *shape; /* instead of dir: a known model's shape with random weights, for benchmarks */
     /* Weights and KV cache: "bfloat16", "float16", "float32" (CPU only), or "auto": bfloat16, on CUDA float16 where
      * the checkpoint says so. */
     const char *dtype;

@@ -8,7 +8,11 @@
 
 typedef struct tm_layer {
     tm_weight qkv, o, gate_up, down;
+    tm_weight q_a, q_b, kv_a, kv_b_k, kv_b_v; /* latent attention, instead of qkv */
+    tm_weight router, experts_gate_up, experts_down, shared_gate_up, shared_down, shared_gate;
     const float *attn_norm, *attn_norm_b, *ffn_norm, *ffn_norm_b;
+    const float *post_attn_norm, *post_ffn_norm; /* NULL: none */
+    const float *q_norm, *k_norm, *q_a_norm, *kv_a_norm, *choice_bias;
 } tm_layer;
 
 /* A recorded decode step: `rows` sequences with one token each, block tables of `stride` entries. The first step of
@@ -22,15 +26,27 @@ typedef struct tm_decode_graph {
 
 /* Device buffers of one step; T = max_step_tokens, R = logit rows of one pass through the head. */
 typedef struct tm_workspace {
-    void *x;       /* [T, h] the residual stream */
-    void *normed;  /* [T, h] */
-    void *qkv;     /* [T, (H + 2K) d] */
-    void *attn;    /* [T, H d] */
-    void *delta;   /* [T, h] what a block adds to x */
-    void *gate_up; /* [T, 2F] */
-    void *act;     /* [T, F] */
-    void *rows;    /* [R, h] */
-    float *logits; /* [R, V of this rank] */
+    void *x;               /* [T, h] the residual stream */
+    void *normed;          /* [T, h] */
+    void *qkv;             /* [T, (H + 2K) d] */
+    void *attn;            /* [T, H d] */
+    void *delta;           /* [T, h] what a block adds to x */
+    void *gate_up;         /* [T, 2F] */
+    void *act;             /* [T, F] */
+    void *q_a;             /* [T, q_rank] */
+    void *q;               /* [T, H (rope + nope)] latent attention: queries, then values */
+    void *side;            /* [T, h] of a parallel block: what the feed-forward part adds */
+    void *shared;          /* [T, h] of the shared expert */
+    float *router;         /* [T, E] */
+    float *gate;           /* [T] of the shared expert */
+    void *experts;         /* what moe_experts works in */
+    int32_t *expert_ids;   /* [T, k] */
+    float *expert_weights; /* [T, k] */
+    float *seq_freq;       /* [B, rd / 2] on the device */
+    float *seq_freq_host;  /* the same on the host */
+    int32_t *seq_freq_len; /* [B] the lengths that they are for */
+    void *rows;            /* [R, h] */
+    float *logits;         /* [R, V of this rank] */
     /* The batch on a device with memory of its own: one flat copy of its arrays. */
     int32_t *batch, *batch_host;
     int32_t *picked, *picked_host; /* [R] */
@@ -58,13 +74,26 @@ struct tm_model {
     const float *final_norm, *final_norm_b;
     tm_layer *layers;
     tm_kv_layer *kv; /* [layers]; k and v NULL before tm_model_kv_alloc */
-    const float *inv_freq;
+    const float *inv_freq, *inv_freq_local;
     float rope_mscale;
+    const float *alibi; /* [H] of this rank, or NULL */
+    bool seq_rope;      /* this step has frequencies for each sequence */
     tm_workspace ws;
 
     void **blocks; /* every device allocation, freed at close */
     size_t block_count, block_cap;
 };
+
+/* Size of an activation, and a place among them. */
+static inline size_t tm_act_size(const tm_model *m)
+{
+    return tm_dtype_size(m->act);
+}
+
+static inline void *tm_act_at(const tm_model *m, void *p, int n)
+{
+    return (char *)p + (size_t)n * tm_act_size(m);
+}
 
 /* Takes device memory that lives as long as the model. */
 tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err);
@@ -97,5 +126,25 @@ bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b);
 /* Leaves logits and picks of all rows on their way; dev->sync waits. */
 tm_status tm_device_step_decode(tm_model *m, const tm_batch *b);
 tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out);
+
+/* layer.c: steps that blocks are made of. */
+tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */
+tm_status tm_run_norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
+                      const float *b, int rows);
+tm_status tm_run_linear(tm_model *m, void *out, const void *x, const tm_weight *w, int rows);
+tm_status tm_run_linear_f32(tm_model *m, float *out, const void *x, const tm_weight *w, int rows);
+/* One layer. delta is what the layer before still has to add to x, or NULL; the layer's own ends in ws.delta. */
+tm_status tm_layer_forward(tm_model *m, const tm_batch *b, int layer, const void *delta);
+
+/* attention.c, ffn.c: from ws.normed to this rank's part of the block's output, not yet summed. */
+tm_status tm_attention_forward(tm_model *m, const tm_batch *b, int layer, void *out);
+tm_status tm_ffn_forward(tm_model *m, int layer, int rows, void *out);
+
+/* extras.c: what only some families need: workspaces, slopes, frequencies by length, missing operators. */
+tm_status tm_extras_check(const tm_model *m, tm_err *err);
+tm_status tm_extras_take(tm_model *m, tm_err *err);
+void tm_extras_release(tm_model *m);
+/* Frequencies of the step's sequences, where they depend on lengths. */
+tm_status tm_extras_begin_step(tm_model *m, const tm_batch *b);
 
 #endif

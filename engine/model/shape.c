@@ -94,14 +94,18 @@ static tm_status fill_matrix(pool *p, char *to, size_t n)
     return TM_OK;
 }
 
-/* Norms around 1, biases around 0. */
+/* Norms around 1, biases and f32 matrices around 0. */
 static tm_status fill_vector(pool *p, char *to, size_t n, float middle, float spread)
 {
-    TM_ASSERT(n <= POOL_NUMBERS / 64);
-    for (size_t i = 0; i < n; i++)
-        p->vector[i] = middle + spread * next_float(p);
-    TM_TRY(p->m->backend->dev->upload(p->m->dev, to, p->vector, n * sizeof(float)));
-    return p->m->backend->dev->sync(p->m->dev);
+    for (size_t at = 0; at < n; at += POOL_NUMBERS / 64) {
+        size_t take = TM_MIN(n - at, POOL_NUMBERS / 64);
+        for (size_t i = 0; i < take; i++)
+            p->vector[i] = middle + spread * next_float(p);
+        TM_TRY(p->m->backend->dev->upload(p->m->dev, to + at * sizeof(float), p->vector,
+                                          take * sizeof(float)));
+        TM_TRY(p->m->backend->dev->sync(p->m->dev));
+    }
+    return TM_OK;
 }
 
 static tm_status fill_role(pool *p, tm_role role, int layer, tm_err *err)
@@ -113,9 +117,10 @@ static tm_status fill_role(pool *p, tm_role role, int layer, tm_err *err)
     TM_TRY(tm_load_role_memory(m, role, layer, &base, err));
     tm_role_size(&m->arch, &m->shard, role, &rows, &cols);
     size_t n = (size_t)rows * (size_t)cols;
-    tm_status st = kind == TM_ROLE_MATRIX ? fill_matrix(p, base, n)
-                   : kind == TM_ROLE_BIAS ? fill_vector(p, base, n, 0.0f, 0.1f)
-                                          : fill_vector(p, base, n, 1.0f, 0.1f);
+    tm_status st = kind == TM_ROLE_MATRIX       ? fill_matrix(p, base, n)
+                   : kind == TM_ROLE_MATRIX_F32 ? fill_vector(p, base, n, 0.0f, 0.035f)
+                   : kind == TM_ROLE_BIAS       ? fill_vector(p, base, n, 0.0f, 0.1f)
+                                                : fill_vector(p, base, n, 1.0f, 0.1f);
     if (st == TM_OK)
         m->info.parameters += (int64_t)n;
     return st == TM_OK ? TM_OK : TM_FAIL(err, st, "random weights: the copy to the device failed");
@@ -128,11 +133,14 @@ static tm_status fill_all(pool *p, tm_err *err)
     for (int i = 0; i < a->family->row_count; i++) {
         const tm_tensor_row *row = &a->family->rows[i];
         const tm_role_info *info = tm_role_info_get(row->role);
-        if (done[row->role] || !tm_need_met(a, row->need) || (info->summed && p->m->shard.rank > 0))
+        if (done[row->role] || (info->summed && p->m->shard.rank > 0))
             continue;
-        done[row->role] = true;
-        for (int layer = 0; layer < (info->of_layer ? a->layers : 1); layer++)
+        for (int layer = 0; layer < (info->of_layer ? a->layers : 1); layer++) {
+            if (!tm_need_met(a, row->need, layer))
+                continue;
+            done[row->role] = true;
             TM_TRY(fill_role(p, row->role, layer, err));
+        }
     }
     return TM_OK;
 }

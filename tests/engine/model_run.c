@@ -18,22 +18,37 @@ static void must(tm_status st, const tm_err *err)
     exit(9);
 }
 
+tm_status run_open_with(run *r, tm_comm *comm, const char *dir, const char *dtype, const char *isa,
+                        int session_len, int block_tokens, tm_err *err)
+{
+    *r = (run){.comm = comm, .block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
+    tm_model_opts o = {
+        .dir = dir,
+        .dtype = dtype,
+        .backend = "cpu",
+        .device = {.threads = tm_comm_size(comm) > 1 ? 1 : 2, .isa = isa ? isa : getenv("TM_ISA")},
+        .block_tokens = block_tokens,
+        .max_step_tokens = STEP_TOKENS,
+        .max_seqs = RUN_SEQS_MAX,
+        .session_len = session_len};
+    tm_status st = tm_model_open(&r->model, &o, comm, err);
+    if (st != TM_OK)
+        return st;
+    st = tm_model_kv_alloc(r->model, TOTAL_BLOCKS, err);
+    if (st != TM_OK)
+        tm_model_close(r->model);
+    return st;
+}
+
 void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp)
 {
     tm_err err = TM_ERR_INIT;
-    *r = (run){.block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
+    tm_comm *comm = NULL;
     tm_comm_opts co = tm_comm_opts_default();
     co.step_timeout_ms = 60000; /* the machine may be loaded; faults have their own test */
-    must(tm_comm_create(&r->comm, tp, &co, &err), &err);
-    tm_model_opts o = {.dir = dir,
-                       .dtype = dtype,
-                       .backend = "cpu",
-                       .device = {.threads = tp > 1 ? 1 : 2, .isa = getenv("TM_ISA")},
-                       .block_tokens = block_tokens,
-                       .max_step_tokens = STEP_TOKENS,
-                       .max_seqs = RUN_SEQS_MAX};
-    must(tm_model_open(&r->model, &o, r->comm, &err), &err);
-    must(tm_model_kv_alloc(r->model, TOTAL_BLOCKS, &err), &err);
+    must(tm_comm_create(&comm, tp, &co, &err), &err);
+    must(run_open_with(r, comm, dir, dtype, NULL, 0, block_tokens, &err), &err);
+    r->own = comm;
 }
 
 bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype, int block_tokens)
@@ -48,7 +63,8 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
     }
     b->dev->close(dev);
     *r = (run){.block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
-    must(tm_comm_create(&r->comm, 1, NULL, &err), &err);
+    must(tm_comm_create(&r->own, 1, NULL, &err), &err);
+    r->comm = r->own;
     tm_model_opts o = {.dir = dir,
                        .dtype = dtype,
                        .backend = backend,
@@ -63,7 +79,8 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
 void run_close(run *r)
 {
     tm_model_close(r->model);
-    tm_comm_destroy(r->comm);
+    if (r->own)
+        tm_comm_destroy(r->own);
 }
 
 static void grow(run *r, run_seq *s, int tokens)
@@ -81,7 +98,7 @@ static void grow(run *r, run_seq *s, int tokens)
 void run_step(run *r, const run_item *items, int n_items, float *logits)
 {
     static int32_t tokens[STEP_TOKENS], positions[STEP_TOKENS], rows[STEP_TOKENS];
-    static int32_t begin[RUN_SEQS_MAX + 1], kv_len[RUN_SEQS_MAX];
+    static int32_t begin[RUN_SEQS_MAX + 1], kv_len[RUN_SEQS_MAX], rope_len[RUN_SEQS_MAX];
     static int32_t blocks[RUN_SEQS_MAX * RUN_BLOCKS_MAX];
     int t = 0, n_rows = 0, n_decode = 0, max_blocks = 1;
     for (int i = 0; i < n_items; i++) {
@@ -100,6 +117,7 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                 rows[n_rows++] = t;
         }
         kv_len[i] = s->done;
+        rope_len[i] = s->rope_len ? s->rope_len : s->len;
         for (int b = 0; b < max_blocks; b++)
             blocks[i * max_blocks + b] = b < s->n_blocks ? s->blocks[b] : -1;
     }
@@ -114,7 +132,8 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                             .blocks = blocks,
                             .max_blocks = max_blocks,
                             .n_logits = n_rows,
-                            .logit_rows = rows};
+                            .logit_rows = rows,
+                            .rope_len = rope_len};
     tm_status st = tm_model_forward(r->model, &batch, logits);
     if (st != TM_OK) {
         fprintf(stderr, "model_run: forward: %s\n", tm_status_name(st));

@@ -14,12 +14,13 @@
 typedef struct run_seq {
     const int32_t *ids; /* known tokens, fed one step after the other */
     int len, done;
+    int rope_len; /* what a length-dependent rope is chosen by; 0 = len */
     int32_t blocks[RUN_BLOCKS_MAX];
     int n_blocks;
 } run_seq;
 
 typedef struct run {
-    tm_comm *comm;
+    tm_comm *comm, *own; /* own: made by run_open */
     tm_model *model;
     int block_tokens, next_block, total_blocks;
 } run;
@@ -35,6 +36,9 @@ typedef struct run_item {
 void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp);
 /* The same on another backend; false, with the reason on stdout, where it has no device here. */
 bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype, int block_tokens);
+/* The same on a communicator that exists; isa NULL: what TM_ISA says; session_len 0: the model's. */
+tm_status run_open_with(run *r, tm_comm *comm, const char *dir, const char *dtype, const char *isa,
+                        int session_len, int block_tokens, tm_err *err);
 void run_close(run *r);
 /* Items with n == 1 must come first. logits: sum of want rows, in order. */
 void run_step(run *r, const run_item *items, int n_items, float *logits);

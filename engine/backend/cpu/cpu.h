@@ -43,6 +43,13 @@ tm_status tm_cpu_ref_attention_prefill(tm_device *dev, const tm_attention_args *
 tm_status tm_cpu_ref_attention_decode(tm_device *dev, const tm_attention_args *a);
 tm_status tm_cpu_ref_act(tm_device *dev, const tm_act_args *a);
 tm_status tm_cpu_ref_gather_rows(tm_device *dev, const tm_gather_rows_args *a);
+tm_status tm_cpu_ref_head_norm(tm_device *dev, const tm_head_norm_args *a);
+tm_status tm_cpu_ref_bound(tm_device *dev, const tm_bound_args *a);
+tm_status tm_cpu_ref_copy(tm_device *dev, const tm_copy_args *a);
+tm_status tm_cpu_ref_moe_route(tm_device *dev, const tm_moe_route_args *a);
+/* On the device's own linear and act, so one version serves every path. */
+tm_status tm_cpu_moe_experts(tm_device *dev, const tm_moe_experts_args *a);
+size_t tm_cpu_moe_work_bytes(const tm_moe_experts_args *a);
 
 /* A weight is used as it lies in memory, so nothing is prepared or released. */
 tm_status tm_cpu_linear_prepare(tm_device *dev, tm_weight *w, tm_err *err);

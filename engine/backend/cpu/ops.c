@@ -127,4 +127,12 @@ const tm_op_table tm_cpu_ops = {
     .attention_decode = op_attention_decode,
     .act = op_act,
     .gather_rows = op_gather_rows,
+    /* One version of these serves every path. */
+    .features = TM_FEATURE_SEQ_ROPE | TM_FEATURE_LOGN | TM_FEATURE_LATENT_KV,
+    .head_norm = tm_cpu_ref_head_norm,
+    .bound = tm_cpu_ref_bound,
+    .copy = tm_cpu_ref_copy,
+    .moe_route = tm_cpu_ref_moe_route,
+    .moe_experts = tm_cpu_moe_experts,
+    .moe_work_bytes = tm_cpu_moe_work_bytes,
 };

@@ -7,11 +7,12 @@
 #include "engine/backend/cpu/convert.h"
 #include "engine/backend/cpu/cpu.h"
 
-static void rotate_head(const tm_rope_append_args *a, float *head, int32_t pos)
+static void rotate_head(const tm_rope_append_args *a, const float *inv_freq, float *head,
+                        int32_t pos)
 {
     int half = a->rotary_dim / 2;
     for (int i = 0; i < half; i++) {
-        float angle = (float)pos * a->inv_freq[i];
+        float angle = (float)pos * inv_freq[i];
         float c = cosf(angle) * a->mscale, s = sinf(angle) * a->mscale;
         float *u = head + (a->interleaved ? 2 * i : i);
         float *v = head + (a->interleaved ? 2 * i + 1 : i + half);
@@ -35,9 +36,20 @@ static void append_token(const tm_rope_append_args *a, int seq, int32_t pos, con
         for (int i = 0; i < a->head_dim; i++) {
             size_t at = row * (size_t)a->head_dim + (size_t)i;
             tm_store_f32(kv->k, at, kv->dtype, k[j * a->head_dim + i]);
-            tm_store_f32(kv->v, at, kv->dtype, v[j * a->head_dim + i]);
+            if (kv->v != kv->k)
+                tm_store_f32(kv->v, at, kv->dtype, v[j * a->head_dim + i]);
         }
     }
+}
+
+/* Queries beyond the trained length grow with ln(position), so that attention stays as sharp as it was. */
+static void scale_queries(const tm_rope_append_args *a, float *q, int32_t pos)
+{
+    if (a->logn_len <= 0 || pos < a->logn_len)
+        return;
+    float s = (float)(log((double)pos + 1.0) / log((double)a->logn_len));
+    for (int i = 0; i < a->n_heads * a->head_dim; i++)
+        q[i] *= s;
 }
 
 tm_status tm_cpu_ref_rope_append(tm_device *dev, const tm_rope_append_args *a)
@@ -47,10 +59,13 @@ tm_status tm_cpu_ref_rope_append(tm_device *dev, const tm_rope_append_args *a)
     size_t d = (size_t)a->head_dim;
     size_t row = ((size_t)a->n_heads + 2 * (size_t)a->n_kv_heads) * d;
     for (int s = 0; s < b->n_seqs; s++) {
+        const float *freq =
+            a->seq_inv_freq ? a->seq_inv_freq + s * (a->rotary_dim / 2) : a->inv_freq;
         for (int t = b->seq_begin[s]; t < b->seq_begin[s + 1]; t++) {
             float *q = (float *)a->qkv + (size_t)t * row;
             for (int i = 0; i < a->n_heads + a->n_kv_heads; i++)
-                rotate_head(a, q + (size_t)i * d, b->positions[t]);
+                rotate_head(a, freq, q + (size_t)i * d, b->positions[t]);
+            scale_queries(a, q, b->positions[t]);
             float *k = q + (size_t)a->n_heads * d;
             append_token(a, s, b->positions[t], k, k + (size_t)a->n_kv_heads * d);
         }

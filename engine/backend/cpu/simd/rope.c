@@ -2,6 +2,8 @@
  *
  * The sines and cosines of a token are computed once and used for all its q and k heads. Half pairing
  * rotates whole vectors; interleaved pairing, which few families use, goes pair by pair. */
+#include <math.h>
+
 #include "common/check.h"
 #include "engine/backend/cpu/cpu.h"
 #include "engine/backend/cpu/simd/simd.h"
@@ -16,13 +18,14 @@ typedef struct rope_task {
     int units;
 } rope_task;
 
-static void fill_table(const tm_rope_append_args *a, int32_t pos, float *cosines, float *sines)
+static void fill_table(const tm_rope_append_args *a, const float *freq, int32_t pos, float *cosines,
+                       float *sines)
 {
     int half = a->rotary_dim / 2;
     vf p = vf_set1((float)pos), m = vf_set1(a->mscale), s, c;
     for (int i = 0; i < half; i += VW) {
         int n = TM_MIN(VW, half - i);
-        vf f = n == VW ? vf_load(a->inv_freq + i) : vf_loadn(a->inv_freq + i, n);
+        vf f = n == VW ? vf_load(freq + i) : vf_loadn(freq + i, n);
         vm_sincos(vf_mul(p, f), &s, &c);
         vf_store(cosines + i, vf_mul(c, m));
         vf_store(sines + i, vf_mul(s, m));
@@ -54,6 +57,16 @@ static void rotate_pairs(float *head, int half, const float *cosines, const floa
     }
 }
 
+/* See logn_len; one factor per token. */
+static void scale_queries(const tm_rope_append_args *a, float *q, int32_t pos)
+{
+    if (a->logn_len <= 0 || pos < a->logn_len)
+        return;
+    float s = (float)(log((double)pos + 1.0) / log((double)a->logn_len));
+    for (int i = 0; i < a->n_heads * a->head_dim; i++)
+        q[i] *= s;
+}
+
 static void store_head(void *cache, size_t at, tm_dtype dtype, const float *src, int d)
 {
     int i = 0;
@@ -71,10 +84,12 @@ static void rope_token(const rope_task *r, int seq, int t, float *cosines, float
     float *q = (float *)a->qkv + (size_t)t * (size_t)(a->n_heads + 2 * a->n_kv_heads) * (size_t)d;
     float *k = q + (size_t)a->n_heads * (size_t)d, *v = k + (size_t)a->n_kv_heads * (size_t)d;
     if (half > 0)
-        fill_table(a, pos, cosines, sines);
+        fill_table(a, a->seq_inv_freq ? a->seq_inv_freq + seq * half : a->inv_freq, pos, cosines,
+                   sines);
     for (int i = 0; half > 0 && i < a->n_heads + a->n_kv_heads; i++)
         (a->interleaved ? rotate_pairs : rotate_halves)(q + (size_t)i * (size_t)d, half, cosines,
                                                         sines);
+    scale_queries(a, q, pos);
     int32_t block =
         a->batch
             ->blocks[(size_t)seq * (size_t)a->batch->max_blocks + (size_t)(pos / kv->block_tokens)];
@@ -83,7 +98,8 @@ static void rope_token(const rope_task *r, int seq, int t, float *cosines, float
             ((size_t)block * (size_t)a->n_kv_heads + (size_t)j) * (size_t)kv->block_tokens +
             (size_t)(pos % kv->block_tokens);
         store_head(kv->k, row * (size_t)d, kv->dtype, k + j * d, d);
-        store_head(kv->v, row * (size_t)d, kv->dtype, v + j * d, d);
+        if (kv->v != kv->k)
+            store_head(kv->v, row * (size_t)d, kv->dtype, v + j * d, d);
     }
 }
 
