@@ -332,7 +332,12 @@ static tm_status falcon_adjust(tm_arch *a, const json_t *root, tm_err *err)
     if (grouped || parallel)
         a->block = grouped && norms == 2 ? TM_BLOCK_PARALLEL2 : TM_BLOCK_PARALLEL1;
     if (a->alibi) {
-        a->alibi_scale = a->attn_scale; /* added before the scores are scaled */
+        /* The bias is added before the scores are scaled. Twice, because the reference is the eager attention
+         * of Transformers 5, which adds it with the mask and again with the scores; its sdpa attention and the
+         * models' own code add it once: "alibi_times": 1 in config.json gives that. */
+        double times = 2.0;
+        TM_TRY(tm_config_num(root, "alibi_times", 0.0, 4.0, &times, err));
+        a->alibi_scale = (float)times * a->attn_scale;
         a->rope.dim = 0;
     }
     return TM_OK;

@@ -112,7 +112,8 @@ static void test_refusals(void **state)
     static const struct {
         const char *more, *says;
     } cases[] = {
-        {"\"architectures\":[\"NoSuchForCausalLM\"]", "known are LlamaForCausalLM"},
+        {"\"architectures\":[\"NoSuchForCausalLM\"]", "the closest known ones are "},
+        {"\"architectures\":[\"Qwen3MoEForCausalLM\"]", "are Qwen3MoeForCausalLM, Qwen"},
         {"\"hidden_size\":null", "hidden_size: this key is missing"},
         {"\"num_hidden_layers\":null", "num_hidden_layers: this key is missing"},
         {"\"num_attention_heads\":null", "num_attention_heads: this key is missing"},
