@@ -46,6 +46,8 @@ typedef struct tm_http_opts {
     /* Writes a JSON error body for a status the server itself decided (400, 404, 405, 408, 413, 414, 415,
      * 431, 503). */
     void (*error_body)(void *user, int http_status, tm_buf *out);
+    /* Just before such an error is written: may set headers and the user pointer. May be NULL. */
+    void (*on_error)(void *user, tm_http_req *req, int http_status);
     /* After a request is over (all bytes handed to the kernel, or gone), for the log line and for freeing
      * what belongs to it. Comes from the loop, never inside another call of this header; req is valid until
      * it returns, its body is not kept. Also called for requests that the server refused (path may be

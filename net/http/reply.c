@@ -193,6 +193,8 @@ void tm_http_reply_error(tm_http_req *r, int status)
     tm_http_opts *o = &r->conn->server->opts;
     tm_buf body;
     tm_buf_init(&body, 64 << 10);
+    if (o->on_error && r->status == 0)
+        o->on_error(o->user, r, status);
     if (o->error_body)
         o->error_body(o->user, status, &body);
     if (body.failed || body.len == 0) {

@@ -83,6 +83,7 @@ void tm_api_serve(tm_api *a, tm_http_opts *http)
     http->user = a;
     http->authorise = tm_api_on_authorise;
     http->error_body = tm_api_on_error_body;
+    http->on_error = tm_api_on_error;
     http->on_done = tm_api_on_done;
 }
 

@@ -167,23 +167,44 @@ static bool may_pass(tm_api_call *c, tm_api_error *e)
     return enter_limit(c, e);
 }
 
-bool tm_api_on_authorise(void *user, tm_http_req *req, const tm_http_route *route)
+/* NULL without memory: the server then answers 500. */
+static tm_api_call *open_call(tm_api *a, tm_http_req *req, const tm_api_route *route)
 {
-    tm_api *a = user;
     tm_api_call *c = calloc(1, sizeof *c);
     if (!c)
-        return false; /* the server answers 500 */
+        return NULL;
     c->api = a;
     c->http = req;
-    c->route = tm_api_route_of(route);
+    c->route = route;
     c->seen.start_ns = tm_http_req_start_ns(req);
     choose_id(c);
     tm_http_req_set_user(req, c, NULL);
+    return c;
+}
+
+bool tm_api_on_authorise(void *user, tm_http_req *req, const tm_http_route *route)
+{
+    tm_api_call *c = open_call(user, req, tm_api_route_of(route));
     tm_api_error e;
-    if (may_pass(c, &e))
+    if (c && may_pass(c, &e))
         return true;
-    tm_api_reply_error(c, &e);
+    if (c)
+        tm_api_reply_error(c, &e);
     return false;
+}
+
+/* What the server below refuses has an id, headers and a log line like everything else. */
+void tm_api_on_error(void *user, tm_http_req *req, int http_status)
+{
+    static const tm_api_route none = {.label = "none", .quiet = true};
+    tm_api_call *c = tm_http_req_user(req);
+    if (!c)
+        c = open_call(user, req, &none);
+    if (!c)
+        return;
+    const tm_api_code_row *row = tm_api_code_get(tm_api_code_of_http(http_status));
+    c->seen.error = row->code ? row->code : row->type;
+    tm_api_headers(c);
 }
 
 /* ---- handling ---- */
@@ -234,15 +255,10 @@ void tm_api_on_request(void *user, tm_http_req *req)
 
 void tm_api_on_done(void *user, tm_http_req *req)
 {
+    (void)user;
     tm_api_call *c = tm_http_req_user(req);
-    if (!c) { /* refused before it had a route */
-        tm_api *a = user;
-        const tm_observed none = {.start_ns = tm_http_req_start_ns(req)};
-        const tm_observe_end refused = {
-            .route = "none", .status = tm_http_req_status(req), .quiet = true};
-        tm_observe_done(a->opts.metrics, &none, &refused);
-        return;
-    }
+    if (!c)
+        return; /* there was no memory for it */
     const tm_observe_end end = {.route = c->route->label,
                                 .key = c->owner ? c->owner->name : NULL,
                                 .status = tm_http_req_status(req),

@@ -125,6 +125,7 @@ struct tm_api {
 bool tm_api_on_authorise(void *user, tm_http_req *req, const tm_http_route *route);
 void tm_api_on_request(void *user, tm_http_req *req);
 void tm_api_on_done(void *user, tm_http_req *req);
+void tm_api_on_error(void *user, tm_http_req *req, int http_status);
 void tm_api_on_error_body(void *user, int http_status, tm_buf *out);
 /* Answers. tm_api_reply sends api->out. */
 void tm_api_headers(tm_api_call *c);

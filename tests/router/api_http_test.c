@@ -443,6 +443,7 @@ static void sizes(void **state)
     big[10 << 20] = '\0';
     rig_post(&g_rig, &a, CHAT, big);
     assert_error(&a, 413, "invalid_request_error", NULL, NULL);
+    assert_memory_equal(answer_header(&a, "x-request-id"), "req-", 4);
     answer_free(&a);
     free(big);
     char target[10000];
@@ -459,6 +460,7 @@ static void sizes(void **state)
     rig_send(&g_rig, &a, "GET", "/livez", NULL, (const char *const[]){line, NULL});
     rig_wait(&a);
     assert_error(&a, 431, "invalid_request_error", NULL, NULL);
+    assert_memory_equal(answer_header(&a, "x-request-id"), "req-", 4);
     answer_free(&a);
     free(line);
     assert_true(metric("turbomesh_requests_total{route=\"none\",code=\"431\",model=\"\"} ") == 1);
@@ -469,8 +471,11 @@ static void routes(void **state)
 {
     (void)state;
     answer a;
-    rig_call(&g_rig, &a, "GET", "/nothing", NULL);
+    rig_send(&g_rig, &a, "GET", "/nothing", NULL, (const char *const[]){"X-Request-Id: r-1", NULL});
+    rig_wait(&a);
     assert_error(&a, 404, "not_found_error", "route_not_found", NULL);
+    assert_string_equal(answer_header(&a, "x-request-id"), "r-1");
+    assert_non_null(answer_header(&a, "openai-version"));
     answer_free(&a);
     rig_call(&g_rig, &a, "GET", CHAT, NULL);
     assert_error(&a, 405, "invalid_request_error", NULL, NULL);
