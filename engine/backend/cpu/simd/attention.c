@@ -135,17 +135,24 @@ static void softmax_row(const attn_task *x, const unit *u, const work *w, int ro
     w->l[row] += tile_probs(&k, s, m);
 }
 
-/* One tile: n keys from position j0, which all lie in one block. */
-static void attend_tile(const attn_task *x, const unit *u, const work *w, int j0, int n)
+/* Where the key at position j lies, in elements of the cache; values lie alike. */
+static size_t key_at(const attn_task *x, const unit *u, int j)
+{
+    const tm_kv_layer *kv = x->a->kv;
+    size_t head =
+        (size_t)u->blocks[j / kv->block_tokens] * (size_t)x->a->n_kv_heads + (size_t)u->kv_head;
+    return (head * (size_t)kv->block_tokens + (size_t)(j % kv->block_tokens)) *
+           (size_t)x->a->head_dim;
+}
+
+/* One tile: n keys from position j0, which all lie in one block. The next one starts at position next. */
+static void attend_tile(const attn_task *x, const unit *u, const work *w, int j0, int n, int next)
 {
     const tm_attention_args *a = x->a;
     const tm_kv_layer *kv = a->kv;
     size_t d = (size_t)a->head_dim;
-    size_t slot =
-        ((size_t)u->blocks[j0 / kv->block_tokens] * (size_t)a->n_kv_heads + (size_t)u->kv_head) *
-            (size_t)kv->block_tokens +
-        (size_t)(j0 % kv->block_tokens);
-    size_t at = slot * d * tm_dtype_size(kv->dtype);
+    size_t key = key_at(x, u, j0), size = tm_dtype_size(kv->dtype), at = key * size;
+    ptrdiff_t ahead = ((ptrdiff_t)key_at(x, u, next) - (ptrdiff_t)key) * (ptrdiff_t)size;
     const void *k = (const char *)kv->k + at, *v = (const char *)kv->v + at;
     tm_dtype dtype = kv->dtype;
     if (dtype != TM_DTYPE_F32 && u->rows >= WIDEN_ROWS) {
@@ -153,27 +160,32 @@ static void attend_tile(const attn_task *x, const unit *u, const work *w, int j0
         tile_widen(w->values, v, dtype, (size_t)n * d);
         k = w->keys, v = w->values, dtype = TM_DTYPE_F32;
     }
-    tile_qk(w->q, x->dp, u->rows, k, dtype, d, n, w->s);
+    tile_qk(w->q, x->dp, u->rows, k, dtype, d, n, ahead, w->s);
     for (int r = 0; r < u->rows; r++)
         softmax_row(x, u, w, r, j0, n);
-    tile_pv(w->s, u->rows, v, dtype, (int)d, n, w->o, x->dp);
+    tile_pv(w->s, u->rows, v, dtype, (int)d, n, ahead, w->o, x->dp);
+}
+
+/* Where the tile that begins at position j ends: with its TILE_KEYS, its block, or at stop. */
+static int tile_end(const attn_task *x, int j, int stop)
+{
+    int bt = x->a->kv->block_tokens, in_block = j % bt;
+    int end = TM_MIN(in_block / TILE_KEYS * TILE_KEYS + TILE_KEYS, bt);
+    return TM_MIN(j - in_block + end, stop);
 }
 
 /* The span that starts at position s0: (m, l, O) of all rows. */
 static void attend_span(const attn_task *x, const unit *u, const work *w, int first, int end,
                         int s0)
 {
-    int bt = x->a->kv->block_tokens;
     for (int r = 0; r < u->rows; r++)
         w->m[r] = -INFINITY, w->l[r] = 0.0f;
     memset(w->o, 0, (size_t)u->rows * x->dp * sizeof *w->o);
     int stop = TM_MIN(s0 + x->span, end);
     for (int j = s0; j < stop;) {
-        int in_block = j % bt;
-        int next =
-            TM_MIN(j - in_block + TM_MIN(in_block / TILE_KEYS * TILE_KEYS + TILE_KEYS, bt), stop);
+        int next = tile_end(x, j, stop);
         if (next > first)
-            attend_tile(x, u, w, j, next - j);
+            attend_tile(x, u, w, j, next - j, next < stop ? next : j);
         j = next;
     }
 }

@@ -51,6 +51,10 @@ static inline void tile_widen(float *out, const void *in, tm_dtype t, size_t n)
         out[i] = tm_load_f32(in, i, t);
 }
 
+/* With few rows memory is the limit, and a block is too short for the processor to see a stream in it. So
+ * each cache line of keys or values fetches the one that lies `ahead`, in the tile that comes next. */
+enum { FETCH_ROWS = 2 };
+
 /* TT queries against n keys, RR at a time and the rest singly. The sums go straight to S: a store of four
  * may pass the RR-th, into scores that the next store writes or that lie in the padding of the row. */
 TM_INLINE void qk_run(const int TT, const int RR, const tm_dtype t, tile_args *g, int n, float *s)
@@ -58,9 +62,8 @@ TM_INLINE void qk_run(const int TT, const int RR, const tm_dtype t, tile_args *g
     const size_t step = g->ldw * (t == TM_DTYPE_F32 ? 4 : 2);
     vf acc[6][8];
     int j = 0;
-    g->ahead = (ptrdiff_t)(RR * step);
     for (; j + RR <= n; j += RR) {
-        tile_sum(TT, RR, t, TT <= 2, g, acc);
+        tile_sum(TT, RR, t, TT <= FETCH_ROWS, g, acc);
 #pragma GCC unroll 8
         for (int i = 0; i < TT; i++)
 #pragma GCC unroll 2
@@ -110,15 +113,16 @@ static const struct {
     qk_fn fn[TM_DTYPE_COUNT];
 } g_qk[] = {{4, TM_QK_FOUR}, {2, TM_QK_ROW(2, 4)}, {1, TM_QK_ROW(1, 8)}};
 
-/* S[rows][n] = q[rows][d] K[n][d]^T */
+/* S[rows][n] = q[rows][d] K[n][d]^T; ahead: bytes to the keys that come next. */
 static inline void tile_qk(const float *q, size_t ldq, int rows, const void *k, tm_dtype t,
-                           size_t d, int n, float *s)
+                           size_t d, int n, ptrdiff_t ahead, float *s)
 {
     int shape = 0;
     for (int r = 0; r < rows; r += g_qk[shape].tokens) {
         while (g_qk[shape].tokens > rows - r)
             shape++;
-        tile_args g = {.x = q + (size_t)r * ldq, .ldx = ldq, .w = k, .ldw = d, .k = (int)d};
+        tile_args g = {
+            .x = q + (size_t)r * ldq, .ldx = ldq, .w = k, .ldw = d, .k = (int)d, .ahead = ahead};
         g_qk[shape].fn[t](&g, n, s + (size_t)r * S_STRIDE);
     }
 }
@@ -165,8 +169,9 @@ static inline float tile_probs(const score_mask *k, float *s, float m)
 
 /* O[RR][NV vectors] += P[RR][n] V[n][...] */
 TM_INLINE void pv_run(const int RR, const int NV, const tm_dtype t, const float *p, const void *v,
-                      size_t d, int n, float *o, size_t ldo)
+                      size_t d, int n, ptrdiff_t ahead, float *o, size_t ldo)
 {
+    const size_t size = t == TM_DTYPE_F32 ? 4 : 2;
     vf acc[6][8];
 #pragma GCC unroll 8
     for (int r = 0; r < RR; r++)
@@ -175,6 +180,8 @@ TM_INLINE void pv_run(const int RR, const int NV, const tm_dtype t, const float 
             acc[r][c] = vf_load(o + (size_t)r * ldo + (size_t)(c * VW));
     for (int j = 0; j < n; j++) {
         vf x[8];
+        if (RR <= FETCH_ROWS)
+            _mm_prefetch((const char *)v + (size_t)j * d * size + ahead, _MM_HINT_T0);
 #pragma GCC unroll 8
         for (int c = 0; c < NV; c++)
             x[c] = vf_load_t(v, (size_t)j * d + (size_t)(c * VW), t);
@@ -204,13 +211,14 @@ static inline void pv_tail(tm_dtype t, const float *p, const void *v, size_t d, 
     vf_store(o + from, acc);
 }
 
-typedef void (*pv_fn)(const float *p, const void *v, size_t d, int n, float *o, size_t ldo);
+typedef void (*pv_fn)(const float *p, const void *v, size_t d, int n, ptrdiff_t ahead, float *o,
+                      size_t ldo);
 
 #define TM_PV_T(rr, nv, t, T)                                                                      \
-    static void pv_##rr##x##nv##_##t(const float *p, const void *v, size_t d, int n, float *o,     \
-                                     size_t ldo)                                                   \
+    static void pv_##rr##x##nv##_##t(const float *p, const void *v, size_t d, int n,               \
+                                     ptrdiff_t ahead, float *o, size_t ldo)                        \
     {                                                                                              \
-        pv_run(rr, nv, T, p, v, d, n, o, ldo);                                                     \
+        pv_run(rr, nv, T, p, v, d, n, ahead, o, ldo);                                              \
     }
 #define TM_PV(rr, nv)                                                                              \
     TM_PV_T(rr, nv, f32, TM_DTYPE_F32)                                                             \
@@ -248,9 +256,9 @@ static const struct {
     {1, TM_PV_WIDE, TM_PV_ONE, TM_PV_ROW(1, 1)},
 };
 
-/* O[rows][d] += P[rows][n] V[n][d] */
+/* O[rows][d] += P[rows][n] V[n][d]; ahead: bytes to the values that come next. */
 static inline void tile_pv(const float *p, int rows, const void *v, tm_dtype t, int d, int n,
-                           float *o, size_t ldo)
+                           ptrdiff_t ahead, float *o, size_t ldo)
 {
     int shape = 0;
     for (int r = 0; r < rows; r += g_pv[shape].rows) {
@@ -262,7 +270,8 @@ static inline void tile_pv(const float *p, int rows, const void *v, tm_dtype t, 
         while (c + VW <= d) {
             bool full = c + g_pv[shape].vectors * VW <= d;
             const char *vc = (const char *)v + (size_t)c * tm_dtype_size(t);
-            (full ? g_pv[shape].full : g_pv[shape].one)[t](pr, vc, (size_t)d, n, out + c, ldo);
+            (full ? g_pv[shape].full : g_pv[shape].one)[t](pr, vc, (size_t)d, n, ahead, out + c,
+                                                           ldo);
             c += full ? g_pv[shape].vectors * VW : VW;
         }
         for (int i = 0; c < d && i < g_pv[shape].rows; i++)
