@@ -43,8 +43,7 @@ typedef struct rows_args {
     float *out;
     size_t ldo;
     const float *bias;
-    bool add;   /* to what is in out */
-    bool fetch; /* w comes from memory */
+    bool add; /* to what is in out */
 } rows_args;
 
 /* Tiles from `row` on; the rows of a tile are `apart` from each other. */
@@ -102,10 +101,7 @@ TM_INLINE void run_tile(const int TT, const int RR, const tm_dtype dt, const row
             .k = TM_MIN(a->k_block, a->k - k),
             .ahead = STREAM_AHEAD,
         };
-        if (a->fetch)
-            tile_sum(TT, RR, dt, true, &g, acc);
-        else
-            tile_sum(TT, RR, dt, false, &g, acc);
+        tile_sum(TT, RR, dt, dt != TM_DTYPE_F32, &g, acc); /* f32 is mostly a panel in L2 */
         const float *bias = a->bias && k + a->k_block >= a->k ? a->bias + row : NULL;
 #pragma GCC unroll 8
         for (int t = 0; t < TT; t++)
@@ -266,7 +262,6 @@ static void stream_unit(void *arg, int thread, int unit)
     share(apart, 1, l->share_units, step, &i, &end);
     rows_args start = rows_from(l, 0, n0);
     tm_dtype dt = l->a->w->dtype;
-    start.fetch = true;
     /* With one tile of tokens it takes all rows in one call. */
     int tiles = l->shapes->tokens == tokens ? end - i : 1;
     for (; i < end; i += tiles) {
