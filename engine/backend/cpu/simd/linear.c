@@ -27,7 +27,7 @@ enum {
     WIDEN_TOKENS = 24,       /* from here on panels are widened */
     STREAM_AHEAD = 1024,     /* bytes fetched ahead in each stream */
     STREAM_BYTES = 64 << 10, /* of a unit */
-    PANEL_ROWS = 96,
+    PANEL_ROWS = 48,
     PANEL_BYTES = 288 << 10, /* of f32; leaves room in an L2 of 512 KiB */
     TOKENS_LEAST = 60        /* of a unit, when the tokens are cut */
 };
