@@ -331,6 +331,26 @@ static void bad_bodies(void **state)
     assert_still_serves();
 }
 
+static void mutate(char *body, size_t size)
+{
+    static const char bytes[] = "{}[]\",:0123456789.eE+-\\untfalse \x80\xff\x01";
+    size_t len = strlen(body), at_byte = (size_t)random() % len;
+    switch (random() % 4) {
+    case 0:
+        body[at_byte] = bytes[(size_t)random() % (sizeof bytes - 1)];
+        break;
+    case 1:
+        memmove(body + at_byte, body + at_byte + 1, len - at_byte);
+        break;
+    case 2:
+        memmove(body + at_byte + 1, body + at_byte, TM_MIN(len, size - 2) - at_byte + 1);
+        break;
+    default:
+        snprintf(body + at_byte, size - at_byte, "%s", random() % 2 ? "}" : "");
+        break;
+    }
+}
+
 /* Seeded: bodies with bytes changed, cut, doubled and swapped give an answer of the right form, whatever it is. */
 static void mutated_bodies(void **state)
 {
@@ -351,7 +371,6 @@ static void mutated_bodies(void **state)
         "\"chat_template_kwargs\":{\"a\":[1,{\"b\":null}]},\"session_id\":\"s\",\"top_logprobs\":2,"
         "\"logprobs\":true,\"stop_token_ids\":[1,2],\"max_tokens\":3}",
     };
-    static const char bytes[] = "{}[]\",:0123456789.eE+-\\untfalse \x80\xff\x01";
     unsigned seed = getenv("TM_SEED") ? (unsigned)strtoul(getenv("TM_SEED"), NULL, 10)
                                       : (unsigned)tm_clock_ns();
     printf("TM_SEED=%u\n", seed);
@@ -362,27 +381,8 @@ static void mutated_bodies(void **state)
         char body[1000];
         answer a;
         snprintf(body, sizeof body - 1, "%s", seeds[i % (int)TM_ARRAY_LEN(seeds)]);
-        for (long k = random() % 4; k > 0; k--) {
-            size_t len = strlen(body), at_byte = (size_t)random() % len;
-            switch (random() % 4) {
-            case 0:
-                body[at_byte] = bytes[(size_t)random() % (sizeof bytes - 1)];
-                break;
-            case 1:
-                memmove(body + at_byte, body + at_byte + 1, len - at_byte);
-                break;
-            case 2:
-                memmove(body + at_byte + 1, body + at_byte,
-                        TM_MIN(len, sizeof body - 2) - at_byte + 1);
-                break;
-            default:
-                body[at_byte] = '\0';
-                snprintf(body + at_byte, sizeof body - at_byte, "%s", random() % 2 ? "}" : "");
-                break;
-            }
-            if (body[0] == '\0')
-                break;
-        }
+        for (long k = random() % 4; k > 0 && body[0]; k--)
+            mutate(body, sizeof body);
         rig_post(&g_rig, &a, CHAT, body);
         if (a.status == 200) {
             fine++;
