@@ -20,6 +20,13 @@ static bool start(tm_jrun *r, const tm_jval *v, walk *w)
     return tm_jv_iterate(r, v, &w->v, &w->n);
 }
 
+/* map, select and their kin take anything that is false for an empty list. */
+static bool start_lenient(tm_jrun *r, const tm_jval *v, walk *w)
+{
+    *w = (walk){0};
+    return !tm_jv_truth(v) || start(r, v, w);
+}
+
 /* "a.b.0" as a path of attributes; integers are taken as they are. */
 static bool get_path(tm_jrun *r, const tm_jval *item, const tm_jval *path, tm_jval *out)
 {
@@ -235,7 +242,7 @@ FN(f_map)
         return tm_jrun_fail(r, "map requires a filter argument");
     if (!path && !(name = name_arg(r, &all->v[0])))
         return false;
-    if (!start(r, self, &w) || !tm_jv_list(r, TM_J_ITER, w.n, &l))
+    if (!start_lenient(r, self, &w) || !tm_jv_list(r, TM_J_ITER, w.n, &l))
         return false;
     for (size_t i = 0; i < w.n; i++) {
         if (!tm_jrun_step(r))
@@ -266,7 +273,7 @@ static bool select_items(tm_jrun *r, const tm_jval *self, const tm_jargs *all, b
     used += test != NULL;
     tm_jargs rest = {
         .v = all->v ? all->v + used : NULL, .n = all->n - used, .kw = all->kw, .kn = all->kn};
-    if (!start(r, self, &w) || !tm_jv_list(r, TM_J_ITER, 0, &l))
+    if (!start_lenient(r, self, &w) || !tm_jv_list(r, TM_J_ITER, 0, &l))
         return false;
     for (size_t i = 0; i < w.n; i++) {
         tm_jval v = w.v[i];
@@ -334,7 +341,9 @@ static bool merge_sort(tm_jrun *r, keyed *v, keyed *tmp, size_t n, bool down)
     while (a < mid || b < n) {
         int c = a == mid ? 1 : b == n ? -1 : 0;
         if (a < mid && b < n) {
-            if (!tm_jv_compare(r, &v[a].key, &v[b].key, &c))
+            /* Equal values need no order: that of two undefined ones, or of two dictionaries. */
+            if (!tm_jv_equal(r, &v[a].key, &v[b].key) &&
+                !tm_jv_compare(r, &v[a].key, &v[b].key, &c))
                 return false;
             c = down ? -c : c;
         }

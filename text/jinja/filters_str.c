@@ -149,8 +149,9 @@ FN(f_indent)
     int64_t width = 4;
     (void)all;
     bool first = tm_jv_truth(&arg[1]), blank = tm_jv_truth(&arg[2]);
-    if (!tm_jv_to_str(r, self, &s))
-        return false;
+    if (self->type != TM_J_STR)
+        return tm_jrun_fail(r, "indent takes a string, not '%s'", tm_jv_type_name(self));
+    s = *self;
     if (arg[0].type != TM_J_STR && !tm_jarg_int(r, &arg[0], 4, &width))
         return false;
     if (width > 10000)

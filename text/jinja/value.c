@@ -531,7 +531,7 @@ bool tm_jv_iterate(tm_jrun *r, const tm_jval *v, tm_jval **items, size_t *n)
     }
     switch (v->type) {
     case TM_J_UNDEFINED:
-        return !(v->flags & TM_JF_UNSAFE) || tm_jrun_undefined(r, v);
+        return true;
     case TM_J_STR:
         return iterate_chars(r, v, items, n);
     case TM_J_DICT:
