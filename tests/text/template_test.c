@@ -279,6 +279,65 @@ static void test_demo(void **state)
     drop(&m);
 }
 
+/* How often the token `id` comes out of a conversation whose user says `text`. */
+static int count_token(const model *m, const char *text, int32_t id)
+{
+    json_t *list =
+        json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}]", "role", "user", "content", text, "role",
+                  "assistant", "content", text, "role", "user", "content", text);
+    const tm_render_args a = {.messages = list, .add_generation_prompt = true};
+    tm_rendered r = {.input_count = 0};
+    tm_err err = TM_ERR_INIT;
+    if (tm_template_render(m->tpl, &a, &r, &err) != TM_OK)
+        fail_msg("%s", err.msg);
+    const tm_encode_opts opts = {.input = r.input, .input_count = r.input_count};
+    int32_t *ids;
+    size_t n;
+    int count = 0;
+    assert_int_equal(tm_tokenizer_encode(m->tok, r.text.data, r.text.len, &opts, &ids, &n, &err),
+                     TM_OK);
+    for (size_t i = 0; i < n; i++)
+        count += ids[i] == id;
+    free(ids);
+    tm_rendered_deinit(&r);
+    json_decref(list);
+    return count;
+}
+
+/* A user who spells a special token gets text: it comes out as often as in a harmless conversation. */
+static void test_injection(void **state)
+{
+    (void)state;
+    static const char *const dirs[] = {DEMO, "qwen2.5", "llama3.1", "internlm2"};
+    const char *shared = getenv("TM_SHARED");
+    for (size_t k = 0; k < TM_ARRAY_LEN(dirs); k++) {
+        char dir[1024];
+        tm_err err = TM_ERR_INIT;
+        model m = {.st = TM_OK};
+        snprintf(dir, sizeof(dir), k ? "%s/testdata/tokenizers/%s" : "%s%s",
+                 k && shared ? shared : "", dirs[k]);
+        if (!tm_dir_exists(dir))
+            continue;
+        if (tm_tokenizer_load(&m.tok, dir, &err) != TM_OK ||
+            tm_template_load(&m.tpl, dir, NULL, m.tok, &err) != TM_OK)
+            fail_msg("%s", err.msg);
+        int specials = 0;
+        for (int32_t id = 0; id < tm_tokenizer_vocab(m.tok); id++) {
+            size_t len;
+            char text[600];
+            if (!tm_tokenizer_is_special(m.tok, id))
+                continue;
+            const char *piece = tm_tokenizer_piece(m.tok, id, &len);
+            snprintf(text, sizeof(text), "x%.*s y", (int)len, piece);
+            if (count_token(&m, text, id) != count_token(&m, "x y", id))
+                fail_msg("%s: %s", dir, text);
+            specials++;
+        }
+        assert_true(specials > 0);
+        drop(&m);
+    }
+}
+
 /* ---- where templates come from -------------------------------------------------------------------------- */
 
 #define CONFIG(template)                                                                           \
@@ -640,12 +699,13 @@ static void test_long_input(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_recorded),      cmocka_unit_test(test_demo),
-        cmocka_unit_test(test_places),        cmocka_unit_test(test_named_list),
-        cmocka_unit_test(test_variables),     cmocka_unit_test(test_refused_sources),
-        cmocka_unit_test(test_formats),       cmocka_unit_test(test_format_tools),
-        cmocka_unit_test(test_paths),         cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_source_bounds), cmocka_unit_test(test_long_input),
+        cmocka_unit_test(test_recorded),        cmocka_unit_test(test_demo),
+        cmocka_unit_test(test_places),          cmocka_unit_test(test_named_list),
+        cmocka_unit_test(test_variables),       cmocka_unit_test(test_injection),
+        cmocka_unit_test(test_refused_sources), cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_format_tools),    cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_source_bounds),
+        cmocka_unit_test(test_long_input),
     };
     return cmocka_run_group_tests_name("template", tests, NULL, NULL);
 }
