@@ -119,6 +119,7 @@ static tm_status make_seq(const tm_engine *e, const tm_request *r, tm_live *l, t
                      .min_tokens = r->sampling.min_tokens,
                      .priority = r->priority,
                      .salt = r->cache_salt,
+                     .rope_len = tm_model_rope_len(e->model, r->prompt_len),
                      .user = l};
     if (r->prompt_len <= INT32_MAX)
         choose_rows(r, &o);

@@ -65,8 +65,8 @@ typedef struct tm_batch {
     int max_blocks;
     int n_logits;              /* R rows whose logits are wanted */
     const int32_t *logit_rows; /* [R] ascending row numbers in 0..T-1 */
-    /* [B] host memory on every backend: the length of each sequence that a length-dependent rope is chosen by,
-     * the same in all steps of a sequence. NULL: no sequence is longer than what the rope was trained for. */
+    /* [B] host memory on every backend: the length that a length-dependent rope is chosen by (tm_model_rope_len),
+     * the same in all steps of a sequence. 0, and NULL for all: that of the trained length. */
     const int32_t *rope_len;
 } tm_batch;
 

@@ -254,6 +254,8 @@ tm_status tm_stop_ids_read(const char *dir, const json_t *config, int vocab, int
 
 /* Does the length of a sequence change its frequencies? */
 bool tm_rope_by_length(const tm_rope *r);
+/* One length for all that have the same frequencies; 0 = those of the trained length. */
+int tm_rope_class(const tm_rope *r, int length);
 /* inv_freq[rope.dim / 2] of a sequence of this length (0 = within the trained length), and the factor of cos
  * and sin. */
 void tm_rope_freqs_at(const tm_rope *r, int length, float *inv_freq, float *mscale);

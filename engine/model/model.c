@@ -364,6 +364,12 @@ const tm_model_info *tm_model_info_get(const tm_model *m)
     return &m->info;
 }
 
+int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len)
+{
+    int length = (int)TM_MIN(prompt_len, (size_t)m->arch.context_max);
+    return (int32_t)tm_rope_class(&m->arch.rope, length);
+}
+
 tm_status tm_model_mem_free(tm_model *m, size_t *bytes, tm_err *err)
 {
     return m->backend->dev->mem_free(m->dev, bytes, err);

@@ -61,6 +61,11 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err);
  * (ignored elsewhere). After a failure the group is lost (see parallel/comm.h). */
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits);
 
+/* The length that the model's rope is chosen by for a request with this prompt, the same for all prompts that get
+ * the same frequencies; 0: those of the trained length, and always for a rope that does not depend on it. A
+ * function of the prompt alone, so that a continued request gets the same. Any thread. */
+int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len);
+
 /* True when the device can choose the largest logit itself; then no row of logits has to leave it. */
 bool tm_model_can_pick(const tm_model *m);
 /* The same step, but picked[n_logits] receives the index of each row's largest logit (the lowest one on ties; -1

@@ -120,6 +120,17 @@ bool tm_rope_by_length(const tm_rope *r)
     return r->type == TM_ROPE_DYNAMIC || r->type == TM_ROPE_LONG || r->type == TM_ROPE_QWEN;
 }
 
+int tm_rope_class(const tm_rope *r, int length)
+{
+    if (!tm_rope_by_length(r) || length <= r->original)
+        return 0;
+    if (r->type == TM_ROPE_LONG)
+        return (int)r->original + 1;
+    if (r->type == TM_ROPE_QWEN)
+        return (int)(r->original * exp2(ceil(log2(length / r->original))));
+    return length;
+}
+
 void tm_rope_freqs_at(const tm_rope *r, int length, float *inv_freq, float *mscale)
 {
     static double (*const freq[])(const tm_rope *, int, int) = {

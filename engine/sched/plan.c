@@ -26,7 +26,7 @@ enum {
 
 static size_t words_of(const tm_plan_shape *s)
 {
-    return H_COUNT + 2 * (size_t)s->n_tokens + (size_t)s->n_seqs + 1 + (size_t)s->n_seqs +
+    return H_COUNT + 2 * (size_t)s->n_tokens + (size_t)s->n_seqs + 1 + 2 * (size_t)s->n_seqs +
            (size_t)s->n_seqs * (size_t)s->max_blocks + (size_t)s->n_logits;
 }
 
@@ -53,7 +53,8 @@ static void locate(int32_t *data, const tm_plan_shape *s, tm_plan_arrays *a)
     a->positions = a->tokens + s->n_tokens;
     a->seq_begin = a->positions + s->n_tokens;
     a->kv_len = a->seq_begin + s->n_seqs + 1;
-    a->blocks = a->kv_len + s->n_seqs;
+    a->rope_len = a->kv_len + s->n_seqs;
+    a->blocks = a->rope_len + s->n_seqs;
     a->logit_rows = a->blocks + (size_t)s->n_seqs * (size_t)s->max_blocks;
 }
 
@@ -115,6 +116,9 @@ static tm_status check_seq(const tm_plan_limits *l, const tm_batch *b, int i, tm
             !in_range(b->tokens[r], 0, l->vocab - 1))
             return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: row %d has token %d, position %d", r,
                            (int)b->tokens[r], (int)b->positions[r]);
+    if (b->rope_len[i] < 0)
+        return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: sequence %d has rope length %d", i,
+                       (int)b->rope_len[i]);
     int64_t room = (int64_t)b->max_blocks * l->block_tokens;
     if (b->kv_len[i] != b->positions[to - 1] + 1 || b->kv_len[i] > room)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: sequence %d has %d tokens in %d blocks", i,
@@ -169,6 +173,7 @@ tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, ui
                      .positions = a.positions,
                      .seq_begin = a.seq_begin,
                      .kv_len = a.kv_len,
+                     .rope_len = a.rope_len,
                      .blocks = a.blocks,
                      .max_blocks = s.max_blocks,
                      .n_logits = s.n_logits,

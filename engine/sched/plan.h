@@ -30,7 +30,7 @@ typedef struct tm_plan_shape {
 
 /* Writable views of the same buffer. */
 typedef struct tm_plan_arrays {
-    int32_t *tokens, *positions, *seq_begin, *kv_len, *blocks, *logit_rows;
+    int32_t *tokens, *positions, *seq_begin, *kv_len, *rope_len, *blocks, *logit_rows;
 } tm_plan_arrays;
 
 typedef struct tm_plan_buf {

@@ -237,6 +237,7 @@ static void fill_seq(const tm_sched *s, const tm_step_seq *e, int index, int row
     int kv_len = seq->n_computed + e->rows, used = blocks_for(s, kv_len);
     a->seq_begin[index] = row;
     a->kv_len[index] = kv_len;
+    a->rope_len[index] = seq->rope_len;
     for (int i = 0; i < e->rows; i++) {
         a->tokens[row + i] = seq->tokens[seq->n_computed + i];
         a->positions[row + i] = seq->n_computed + i;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/hash.h"
 
 static int compare_ids(const void *a, const void *b)
 {
@@ -51,6 +52,9 @@ static void fill(tm_seq *s, const tm_seq_opts *o, const tm_seq_limits *l)
 {
     s->id = o->id;
     s->salt = o->salt;
+    s->rope_len = o->rope_len;
+    if (o->rope_len > 0) /* its keys are rotated unlike others */
+        s->salt = tm_hash64(&o->salt, sizeof(o->salt), (uint64_t)o->rope_len);
     s->user = o->user;
     s->n_prompt = (int)o->prompt_len;
     s->n_given = (int)o->generated_len;

@@ -37,6 +37,7 @@ typedef struct tm_seq_opts {
     int32_t min_tokens;
     int32_t priority;
     uint64_t salt;
+    int32_t rope_len;           /* see tm_model_rope_len; keys of different ones are never shared */
     int32_t rows_from, rows_to; /* prompt positions whose logits are wanted: [from, to) */
     void *user;
 } tm_seq_opts;
@@ -52,7 +53,7 @@ typedef struct tm_seq {
     int n_given; /* generated tokens that came with the request */
     int max_len; /* prompt + max_tokens, or the limit */
     int32_t max_tokens, min_tokens, priority;
-    int32_t rows_to;
+    int32_t rows_to, rope_len;
     int32_t *stop_ids; /* sorted; the model's are among them unless they are to be ignored */
     int stop_count;
     int block_tokens;

@@ -249,3 +249,10 @@ tm_status tm_model_forward_pick(tm_model *m, const tm_batch *b, int32_t *picked)
     free(logits);
     return st;
 }
+
+int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len)
+{
+    (void)m;
+    (void)prompt_len;
+    return 0;
+}

@@ -117,7 +117,7 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                 rows[n_rows++] = t;
         }
         kv_len[i] = s->done;
-        rope_len[i] = s->rope_len ? s->rope_len : s->len;
+        rope_len[i] = tm_model_rope_len(r->model, (size_t)(s->rope_len ? s->rope_len : s->len));
         for (int b = 0; b < max_blocks; b++)
             blocks[i * max_blocks + b] = b < s->n_blocks ? s->blocks[b] : -1;
     }
