@@ -574,13 +574,14 @@ static tm_status refuse_unknown(const json_t *root, tm_err *err)
 }
 
 /* A rope that follows the length serves longer sequences than it was trained for: by default as much longer
- * as its factor says, and further if the user asks. */
+ * as its factor says, but four times at least (InternLM 20B is released with factor 1 for 16k out of 4k), and further if
+ * the user asks. */
 static void settle_context(tm_arch *a)
 {
     a->context_max = a->max_positions;
     if (a->rope.type != TM_ROPE_DYNAMIC)
         return;
-    double longer = (double)a->max_positions * a->rope.factor;
+    double longer = (double)a->max_positions * TM_MAX(a->rope.factor, 4.0);
     a->max_positions = (int)TM_MIN(longer, (double)CONTEXT_MAX);
     a->context_max = CONTEXT_MAX;
 }

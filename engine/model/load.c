@@ -53,10 +53,16 @@ static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
 {
     const tm_tensor_row *embed = row_of(a, TM_ROLE_EMBED), *head = row_of(a, TM_ROLE_HEAD);
     const tm_st_tensor *t = tm_checkpoint_find(c, embed->pattern);
-    if (!head || !tm_checkpoint_find(c, head->pattern))
-        a->tie = true;
+    const tm_st_tensor *h = head ? tm_checkpoint_find(c, head->pattern) : NULL;
     if (!t)
         return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", embed->pattern);
+    if (h && a->tie && !tm_checkpoint_equal(c, t, h))
+        tm_log(TM_LOG_WARN, "model", "%s differs from %s, which the config ties it to: not used",
+               h->name, t->name);
+    if (!h && !a->tie)
+        tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head",
+               head ? head->pattern : "a head");
+    a->tie = a->tie || !h;
     if (t->ndim == 2 && t->dims[0] > a->vocab && t->dims[0] <= 1 << 24)
         a->vocab = (int)t->dims[0];
     return TM_OK;

@@ -4,6 +4,7 @@
  * downloaded data and may not point outside its folder. */
 #include "engine/weights/checkpoint.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,6 +151,53 @@ static tm_status open_single(tm_checkpoint *c, const char *dir, tm_err *err)
     return TM_OK;
 }
 
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), m = strlen(end);
+    return n > m && strcmp(name + n - m, end) == 0;
+}
+
+/* The first file of the folder that has weights in a format that is not read. */
+static bool find_foreign(const char *dir, char *name, size_t size, bool *pickle)
+{
+    static const char *const pickles[] = {".bin", ".pt", ".pth", ".ckpt"};
+    bool found = false;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        bool is_pickle = false, other = ends_with(e->d_name, ".gguf");
+        for (size_t i = 0; i < TM_ARRAY_LEN(pickles); i++)
+            is_pickle = is_pickle || ends_with(e->d_name, pickles[i]);
+        /* The first by name, so that the message does not depend on the file system. */
+        if ((is_pickle || other) && (!found || strcmp(e->d_name, name) < 0)) {
+            snprintf(name, size, "%.*s", (int)size - 1, e->d_name);
+            *pickle = is_pickle;
+            found = true;
+        }
+    }
+    if (d)
+        closedir(d);
+    return found;
+}
+
+/* No safetensors: says what there is instead and what to do. */
+static tm_status refuse_folder(const char *dir, tm_err *err)
+{
+    char name[256];
+    bool pickle = false;
+    if (!find_foreign(dir, name, sizeof(name), &pickle))
+        return TM_FAIL(err, TM_STATUS_CONFIG,
+                       "%s: neither " SINGLE_NAME " nor " INDEX_NAME " is there", dir);
+    if (!pickle)
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "%s: %s: GGUF files are not read; take the model's safetensors files", dir,
+                       name);
+    return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                   "%s: %s is a pickle, which can run code when it is opened, and is not read: "
+                   "convert it to safetensors, in Python by AutoModelForCausalLM.from_pretrained("
+                   "DIR).save_pretrained(OUT, safe_serialization=True)",
+                   dir, name);
+}
+
 tm_status tm_checkpoint_open(tm_checkpoint **out, const char *dir, tm_err *err)
 {
     char index[PATH_MAX_LEN], single[PATH_MAX_LEN];
@@ -158,10 +206,7 @@ tm_status tm_checkpoint_open(tm_checkpoint **out, const char *dir, tm_err *err)
         return TM_FAIL(err, TM_STATUS_CONFIG, "the model folder's path is too long");
     bool indexed = tm_file_exists(index);
     if (!indexed && !tm_file_exists(single))
-        return TM_FAIL(err, TM_STATUS_CONFIG,
-                       "%s: neither " SINGLE_NAME " nor " INDEX_NAME
-                       " is there (other formats are not read)",
-                       dir);
+        return refuse_folder(dir, err);
     tm_checkpoint *c = calloc(1, sizeof(*c));
     if (!c)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "checkpoint: out of memory");
@@ -229,6 +274,14 @@ bool tm_checkpoint_is_float(const tm_st_tensor *t, tm_dtype *out)
             return true;
         }
     return false;
+}
+
+bool tm_checkpoint_equal(const tm_checkpoint *c, const tm_st_tensor *a, const tm_st_tensor *b)
+{
+    return a->dtype == b->dtype && a->ndim == b->ndim && a->bytes == b->bytes &&
+           memcmp(a->dims, b->dims, (size_t)a->ndim * sizeof(a->dims[0])) == 0 &&
+           memcmp(c->shards[a->shard].map.data + a->offset,
+                  c->shards[b->shard].map.data + b->offset, a->bytes) == 0;
 }
 
 /* A mapping of a file that was cut afterwards ends the process with a bus error at the first touch, so

@@ -32,6 +32,9 @@ typedef struct tm_slice {
 tm_status tm_checkpoint_read(const tm_checkpoint *c, const tm_st_tensor *t, size_t cols_all,
                              tm_slice s, void *dst, tm_dtype to, tm_err *err);
 
+/* Same number format, shape and bytes? */
+bool tm_checkpoint_equal(const tm_checkpoint *c, const tm_st_tensor *a, const tm_st_tensor *b);
+
 /* f32, bf16 or f16? */
 bool tm_checkpoint_is_float(const tm_st_tensor *t, tm_dtype *out);
 

@@ -106,6 +106,97 @@ static void test_biases_windows(void **state)
     assert_true(g_arch.qkv_bias && g_arch.o_bias && g_arch.mlp_bias);
 }
 
+#define ARCH(name) "\"architectures\":[\"" name "\"]"
+
+/* What each family reads out of the same few keys. */
+static void test_families(void **state)
+{
+    (void)state;
+    expect_ok(ARCH("Gemma2ForCausalLM") ",\"num_hidden_layers\":3");
+    assert_true(g_arch.tie && g_arch.norm_add_one && g_arch.act == TM_ACT_GELU_TANH);
+    assert_true(g_arch.attn_softcap == 50.0f && g_arch.head_softcap == 30.0f);
+    assert_true(g_arch.embed_scale == 8.0f && g_arch.attn_scale == 1.0f / 16.0f);
+    assert_true(g_arch.layer[0].window == 4096 && g_arch.layer[1].window == 0);
+    expect_ok(ARCH("Gemma2ForCausalLM") ",\"attn_logit_softcapping\":null");
+    assert_true(g_arch.attn_softcap == 0.0f && g_arch.head_softcap == 30.0f);
+    expect_ok(ARCH("Gemma3ForCausalLM") ",\"num_hidden_layers\":6,\"num_attention_heads\":8");
+    assert_true(g_arch.kv_heads == 4 && g_arch.head_dim == 256 && g_arch.rope.base == 1e6);
+    assert_true(g_arch.layer[4].local_rope && g_arch.layer[4].window == 4096);
+    assert_true(!g_arch.layer[5].local_rope && g_arch.layer[5].window == 0);
+    expect_ok(
+        ARCH("Gemma3ForCausalLM") ",\"num_attention_heads\":4,\"rope_parameters\":{"
+                                  "\"full_attention\":{\"rope_type\":\"linear\",\"factor\":8,"
+                                  "\"rope_theta\":2e6},"
+                                  "\"sliding_attention\":{\"rope_type\":\"default\",\"rope_theta\":"
+                                  "3e4}},"
+                                  "\"layer_types\":[\"full_attention\",\"sliding_attention\"]");
+    assert_true(g_arch.rope.type == TM_ROPE_LINEAR && g_arch.rope.base == 2e6);
+    assert_true(g_arch.rope_local.type == TM_ROPE_DEFAULT && g_arch.rope_local.base == 3e4);
+    assert_true(!g_arch.layer[0].local_rope && g_arch.layer[1].local_rope);
+    expect_ok(ARCH("FalconForCausalLM"));
+    assert_true(g_arch.block == TM_BLOCK_PARALLEL1 && g_arch.kv_heads == 1 && !g_arch.gated);
+    expect_ok(ARCH("FalconForCausalLM") ",\"new_decoder_architecture\":true,\"num_kv_heads\":2");
+    assert_true(g_arch.block == TM_BLOCK_PARALLEL2 && g_arch.kv_heads == 2);
+    expect_ok(ARCH("BaichuanForCausalLM") ",\"vocab_size\":125696");
+    assert_true(g_arch.head_norm && !g_arch.alibi);
+    expect_ok(
+        ARCH("BaichuanForCausalLM") ",\"max_position_embeddings\":null,\"model_max_length\":4096");
+    assert_true(g_arch.alibi && g_arch.rope.dim == 0 && !g_arch.head_norm);
+    expect_ok(ARCH("QWenLMHeadModel") ",\"seq_length\":32,\"use_dynamic_ntk\":true,"
+                                      "\"use_logn_attn\":true");
+    assert_true(g_arch.ffn == 48 && g_arch.logn_len == 32 && g_arch.rope.type == TM_ROPE_QWEN);
+    assert_int_equal(g_arch.max_positions, 128);
+}
+
+#define MLA ",\"kv_lora_rank\":32,\"qk_nope_head_dim\":16,\"qk_rope_head_dim\":8,\"v_head_dim\":16"
+#define MOE ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":24"
+
+static void test_experts(void **state)
+{
+    (void)state;
+    expect_ok(ARCH("MixtralForCausalLM") ",\"num_local_experts\":8,\"num_experts_per_tok\":2");
+    assert_true(g_arch.moe.ffn == 96 && g_arch.moe.normalise && g_arch.layer[0].moe);
+    expect_ok(ARCH("Qwen3MoeForCausalLM") MOE ",\"num_hidden_layers\":4,\"decoder_sparse_step\":2,"
+                                              "\"mlp_only_layers\":[3]");
+    assert_true(!g_arch.layer[0].moe && g_arch.layer[1].moe && !g_arch.layer[3].moe);
+    expect_ok(ARCH("DeepseekForCausalLM") MOE
+              ",\"first_k_dense_replace\":1,\"n_shared_experts\":2");
+    assert_true(!g_arch.layer[0].moe && g_arch.layer[1].moe && g_arch.moe.shared == 48);
+    expect_ok(ARCH("DeepseekV3ForCausalLM") MOE MLA ",\"n_group\":4,\"topk_group\":2");
+    assert_true(g_arch.kv_heads == 1 && g_arch.head_dim == 40 && g_arch.v_dim == 16);
+    assert_true(g_arch.moe.choice_bias && g_arch.moe.score == TM_MOE_SIGMOID);
+    assert_true(g_arch.moe.group_score == TM_GROUP_TOP2 && g_arch.moe.groups == 4);
+    expect_ok(ARCH("DeepseekV2ForCausalLM") MOE MLA ",\"topk_method\":\"greedy\",\"n_group\":4");
+    assert_true(g_arch.moe.groups == 1 && !g_arch.moe.choice_bias);
+}
+
+/* Which lengths have frequencies of their own. */
+static void test_rope_lengths(void **state)
+{
+    (void)state;
+    float a[8], b[8], m;
+    expect_ok("\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}");
+    assert_int_equal(g_arch.max_positions, 512);
+    assert_int_equal(tm_rope_class(&g_arch.rope, 128), 0);
+    assert_int_equal(tm_rope_class(&g_arch.rope, 200), 200);
+    tm_rope_freqs_at(&g_arch.rope, 256, a, &m);
+    double base = 10000.0 * pow(3.0, 16.0 / 14.0); /* 2 * 256 / 128 - 1 */
+    assert_true(fabs((double)a[7] / pow(base, -14.0 / 16.0) - 1.0) < 1e-6);
+    expect_ok(ARCH("QWenLMHeadModel") ",\"seq_length\":32,\"use_dynamic_ntk\":true");
+    assert_int_equal(tm_rope_class(&g_arch.rope, 33), tm_rope_class(&g_arch.rope, 64));
+    assert_int_equal(tm_rope_class(&g_arch.rope, 65), 128);
+    tm_rope_freqs_at(&g_arch.rope, 100, a, &m);
+    tm_rope_freqs_at(&g_arch.rope, tm_rope_class(&g_arch.rope, 100), b, &m);
+    assert_memory_equal(a, b, sizeof(a));
+    expect_ok("\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"su\","
+              "\"short_factor\":[1,1,1,1,1,1,1,1],\"long_factor\":[2,2,2,2,2,2,2,2]}");
+    assert_int_equal(tm_rope_class(&g_arch.rope, 64), 0);
+    assert_int_equal(tm_rope_class(&g_arch.rope, 128), 65);
+    tm_rope_freqs_at(&g_arch.rope, 0, a, &m);
+    tm_rope_freqs_at(&g_arch.rope, 65, b, &m);
+    assert_true(a[3] == 2 * b[3] && fabsf(m - sqrtf(1.0f + logf(2.0f) / logf(64.0f))) < 1e-6f);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -142,6 +233,17 @@ static void test_refusals(void **state)
         {"\"hidden_act\":\"spline\"", "activation 'spline' is not supported"},
         {"\"tie_word_embeddings\":1", "tie_word_embeddings: expected true or false"},
         {"\"attention_bias\":\"no\"", "attention_bias: expected true or false"},
+        {ARCH("DeepseekV3ForCausalLM") MOE, "kv_lora_rank: this key is missing"},
+        {ARCH("DeepseekV3ForCausalLM") MOE ",\"kv_lora_rank\":32", "qk_nope_head_dim"},
+        {ARCH("DeepseekV3ForCausalLM") MOE MLA ",\"n_group\":3", "n_group 3, topk_group 1"},
+        {ARCH("DeepseekV2ForCausalLM") MOE MLA ",\"topk_method\":\"dice\"", "topk_method 'dice'"},
+        {ARCH("DeepseekForCausalLM") MOE ",\"scoring_func\":\"x\"", "scoring_func 'x'"},
+        {ARCH("MixtralForCausalLM") ",\"num_local_experts\":8", "num_experts_per_tok 0"},
+        {ARCH("MixtralForCausalLM") MOE ",\"num_experts_per_tok\":9", "num_experts_per_tok 9"},
+        {ARCH("ChatGLMModel"), "multi_query_attention false"},
+        {"\"rope_scaling\":{\"type\":\"longrope\",\"long_factor\":[1]}", "short_factor: expected"},
+        {"\"layer_types\":[\"x\"],\"sliding_window\":4," ARCH("MistralForCausalLM"),
+         "layer_types: expected an array of 2"},
         {"\"quantization_config\":{\"quant_method\":\"awq\"}", "quant_method 'awq'"},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(cases); i++) {
@@ -365,6 +467,11 @@ static void test_folders(void **state)
     expect_refused("config.json: num_attention_heads: this key is missing");
     write_text("config.json", "{" BASE ",\"num_hidden_layers\":1}");
     expect_refused("neither model.safetensors nor");
+    write_text("weights.gguf", "GGUF");
+    expect_refused("weights.gguf: GGUF files are not read");
+    write_text("pytorch_model.bin", "x");
+    expect_refused("pytorch_model.bin is a pickle, which can run code when it is opened");
+    expect_refused("convert it to safetensors");
     write_model(NULL, NULL);
     if (open_model(g_dir, "auto", &err) != TM_OK)
         fail_msg("%s", err.msg);
@@ -373,6 +480,9 @@ static void test_folders(void **state)
     assert_non_null(strstr(err.msg, "'int3'"));
     write_model("model.layers.0.mlp.up_proj.weight", NULL);
     expect_refused("tensor model.layers.0.mlp.up_proj.weight is missing");
+    write_text("config.json", "{" BASE ",\"num_hidden_layers\":2}");
+    expect_refused("tensor model.layers.1.input_layernorm.weight is missing (and 9 more)");
+    write_text("config.json", "{" BASE ",\"num_hidden_layers\":1}");
     write_model(NULL, "model.layers.0.self_attn.k_proj.weight");
     expect_refused("model.safetensors: tensor model.layers.0.self_attn.k_proj.weight is [65, 64], "
                    "expected [64, 64]");
@@ -394,9 +504,11 @@ int main(void)
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),       cmocka_unit_test(test_dialects),
-        cmocka_unit_test(test_biases_windows), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_rope),           cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_stop_ids),       cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_biases_windows), cmocka_unit_test(test_families),
+        cmocka_unit_test(test_experts),        cmocka_unit_test(test_rope_lengths),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_shards),         cmocka_unit_test(test_stop_ids),
+        cmocka_unit_test(test_folders),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     rmdir(g_dir);
