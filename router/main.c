@@ -2,11 +2,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "common/check.h"
 #include "common/log.h"
 #include "router/options.h"
 #include "router/router.h"
+
+#define DESCRIPTORS_BESIDE 256 /* links, etcd, files */
 
 static int print_help(void)
 {
@@ -26,6 +29,27 @@ static tm_status write_port(const char *path, int port, tm_err *err)
     bool ok = fprintf(f, "%d\n", port) > 0;
     ok = fclose(f) == 0 && ok;
     return ok ? TM_OK : TM_FAIL(err, TM_STATUS_IO, "%s: %m", path);
+}
+
+/* The usual soft limit of 1024 descriptors is meant for programs with select; every stream here needs one. */
+static void raise_descriptors(int64_t connections)
+{
+    struct rlimit lim;
+    rlim_t want = (rlim_t)connections + DESCRIPTORS_BESIDE;
+    if (getrlimit(RLIMIT_NOFILE, &lim) != 0)
+        return;
+    if (lim.rlim_max != RLIM_INFINITY && lim.rlim_max < want) {
+        tm_log(TM_LOG_WARN, "descriptors",
+               "%lld connections need %llu descriptors, the hard limit is %llu: further ones will "
+               "wait",
+               (long long)connections, (unsigned long long)want, (unsigned long long)lim.rlim_max);
+        want = lim.rlim_max;
+    }
+    if (lim.rlim_cur == RLIM_INFINITY || lim.rlim_cur >= want)
+        return;
+    lim.rlim_cur = want;
+    if (setrlimit(RLIMIT_NOFILE, &lim) != 0)
+        tm_log(TM_LOG_WARN, "descriptors", "the limit stays as it is: %m");
 }
 
 static tm_status run(const tm_router_opts *o, tm_err *err)
@@ -54,6 +78,7 @@ int main(int argc, char **argv)
         return print_help();
     if (st == TM_OK) {
         tm_log_init("turbomesh-router", (tm_log_level)o.log_level, (tm_log_format)o.log_format);
+        raise_descriptors(o.connections_max);
         st = run(&o, &err);
     }
     if (st != TM_OK)

@@ -26,8 +26,9 @@ import turbomesh_pb2 as pb  # noqa: E402
 class Fakes(Cluster):
     """Groups are fake workers with a static list of members; ports stay over a restart."""
 
-    def __init__(self, groups=("a", "b"), step="2ms", worker_args=(), router_args=(), etcd=False):
+    def __init__(self, groups=("a", "b"), step="2ms", worker_args=(), router_args=(), etcd=False, router_wrap=()):
         self.step = step
+        self.router_wrap = list(router_wrap)
         self.ports = {}
         super().__init__(tp=1, groups=groups, etcd=etcd, worker_args=worker_args, router_args=router_args)
 
@@ -39,6 +40,11 @@ class Fakes(Cluster):
         if self.etcd:
             argv += ["--etcd", self.etcd_url]
         self.groups[name] = Proc(f"group-{name}", argv, self.dir)
+
+    def start_router(self):
+        members = ["--etcd", self.etcd_url] if self.etcd else ["--workers", ",".join(f"127.0.0.1:{p}" for p in self.static.values())]
+        self.router = Proc("router", [*self.router_wrap, os.path.join(BIN, "turbomesh-router"), "--port", str(self.port), *members, *self.router_args], self.dir)
+        wait_until("router", lambda: self.router.alive() and self.health() is not None)
 
     def health(self):
         return self.get_json("/health", any_status=True)
@@ -363,6 +369,19 @@ def test_etcd_away_then_emptied():
         wait_until("connected", lambda: not c.health()["members_stale"], 15)
         c.start_group("b")
         c.wait_groups(2)
+
+
+def test_more_connections_than_the_soft_limit_of_descriptors():
+    argv = ["bash", "-c", 'ulimit -Sn 64; exec "$@"', "bash"]
+    with Fakes(groups=("a",), router_wrap=argv) as c:
+        held = [socket.create_connection(("127.0.0.1", c.port)) for _ in range(300)]
+        for s in held[::10]:
+            s.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            s.settimeout(10)
+            assert s.recv(100).startswith(b"HTTP/1.1 200")
+        assert c.completion("x", 2)[0] == 200
+        for s in held:
+            s.close()
 
 
 def test_bad_options():
