@@ -37,9 +37,10 @@ static bool reserve_scratch(tm_pool *p, size_t tokens, size_t tops)
 
 /* From the wire into the scratch rows; false for what no worker may send. lp is NULL when log-probabilities
  * were not asked for. */
-static bool convert(tm_pool *p, const tm_group *group, const int32_t *ids, size_t n,
+static bool convert(tm_pool *p, const tm_gen *g, const int32_t *ids, size_t n,
                     tm_wire_logprob *const *lp)
 {
+    int32_t vocab = g->group->vocab > 0 ? g->group->vocab : g->served->vocab;
     size_t tops = 0;
     for (size_t i = 0; lp != NULL && i < n; i++)
         tops += lp[i]->n_top;
@@ -47,7 +48,7 @@ static bool convert(tm_pool *p, const tm_group *group, const int32_t *ids, size_
         return false;
     tm_top *top = p->tops;
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || (group->vocab > 0 && ids[i] >= group->vocab))
+        if (ids[i] < 0 || (vocab > 0 && ids[i] >= vocab))
             return false;
         p->tokens[i] = (tm_gen_token){.token = ids[i]};
         if (lp == NULL)
@@ -100,7 +101,7 @@ static void take_prompt(tm_pool *p, tm_gen *g, const tm_wire_event *e)
     int64_t first = e->has_first_prompt_pos ? (int64_t)e->first_prompt_pos : -1;
     bool order = g->prompt_next < 0 ? first == 0 || first == 1 : first <= g->prompt_next;
     if (first < 0 || !order || first + (int64_t)n > (int64_t)g->prompt_len ||
-        e->n_prompt_logprob != n || !convert(p, g->group, e->prompt_token, n, e->prompt_logprob)) {
+        e->n_prompt_logprob != n || !convert(p, g, e->prompt_token, n, e->prompt_logprob)) {
         give_up(g, TM_MOVE_GAP, "prompt log-probabilities out of order");
         return;
     }
@@ -130,7 +131,7 @@ static void take_tokens(tm_pool *p, tm_gen *g, const tm_wire_event *e)
     bool logprobs = g->sampling.logprobs >= 0;
     if (first < 0 || first > g->out_len || first + n > g->max_tokens ||
         (logprobs && e->n_logprob != e->n_token) ||
-        !convert(p, g->group, e->token, e->n_token, logprobs ? e->logprob : NULL)) {
+        !convert(p, g, e->token, e->n_token, logprobs ? e->logprob : NULL)) {
         give_up(g, TM_MOVE_GAP, "tokens out of order or out of range");
         return;
     }
@@ -227,6 +228,8 @@ void tm_gen_event(tm_pool *p, tm_group *group, const tm_wire_event *e)
         g->admitted = true;
         g->ops.on_admitted(g->user, (int32_t)g->prompt_len, cached);
     }
+    if (still_there(g, group) && !g->admitted && (e->n_prompt_token > 0 || e->n_token > 0))
+        give_up(g, TM_MOVE_GAP, "tokens before it was admitted");
     if (still_there(g, group) && e->n_prompt_token > 0)
         take_prompt(p, g, e);
     if (still_there(g, group) && e->n_token > 0)
