@@ -237,13 +237,16 @@ struct tm_family {
     tm_status (*adjust)(tm_arch *a, const json_t *root, tm_err *err);
 };
 
+/* The table of families.c. */
+extern const tm_family tm_families[];
+extern const int tm_family_count;
+
 /* NULL when no row knows the name. */
 const tm_family *tm_family_find(const char *arch, const char *model_type);
 /* "A, B, C": the architecture names that are closest to this one, for messages. */
 void tm_family_closest(const char *arch, char *out, size_t size);
 /* Has the family a tensor of this role, in any variant? */
 bool tm_family_has(const tm_family *f, tm_role role);
-const tm_family *tm_family_at(int i); /* NULL past the end */
 
 /* Fills *out from config.json's tree; messages name the key. */
 tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err);

@@ -1,8 +1,7 @@
-/* Loading: first everything is checked, then this rank's share is copied.
+/* The second pass of loading: this rank's share of each tensor is copied.
  *
- * Both passes walk the family's tensor rows. Copies go through a small staging buffer in the device's number
- * format, a few rows at a time, so that loading needs no second copy of a weight. Tensors that no row
- * names are reported once, apart from leftovers that every engine ignores. */
+ * Copies go through a small staging buffer in the device's number format, a few rows at a time, so that
+ * loading needs no second copy of a weight. */
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -10,206 +9,10 @@
 #include <string.h>
 
 #include "common/check.h"
-#include "common/log.h"
 #include "engine/model/model_impl.h"
 #include "engine/weights/convert.h"
 
 #define STAGING_BYTES ((size_t)4 << 20)
-#define NAME_MAX_LEN  256
-#define NAMES_SHOWN   4
-
-/* The pattern with its numbers put in; written out by hand to keep formats checked. */
-static void tensor_name(char *out, const tm_tensor_row *row, int layer, int expert)
-{
-    const int numbers[] = {layer, expert};
-    const char *from = row->pattern;
-    size_t at = 0;
-    for (int i = 0; i < 2; i++) {
-        const char *hole = strstr(from, "%d");
-        if (!hole)
-            break;
-        at += (size_t)snprintf(out + at, NAME_MAX_LEN - at, "%.*s%d", (int)(hole - from), from,
-                               numbers[i]);
-        from = hole + 2;
-    }
-    snprintf(out + at, NAME_MAX_LEN - at, "%s", from);
-}
-
-static int layers_of(const tm_arch *a, const tm_tensor_row *row)
-{
-    return tm_role_info_get(row->role)->of_layer ? a->layers : 1;
-}
-
-static const tm_tensor_row *row_of(const tm_arch *a, tm_role role)
-{
-    for (int i = 0; i < a->family->row_count; i++)
-        if (a->family->rows[i].role == role)
-            return &a->family->rows[i];
-    return NULL;
-}
-
-/* The embedding's rows decide the vocabulary; a head that is not stored is the embedding. */
-static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
-{
-    const tm_tensor_row *embed = row_of(a, TM_ROLE_EMBED), *head = row_of(a, TM_ROLE_HEAD);
-    const tm_st_tensor *t = tm_checkpoint_find(c, embed->pattern);
-    const tm_st_tensor *h = head ? tm_checkpoint_find(c, head->pattern) : NULL;
-    if (!t)
-        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", embed->pattern);
-    if (h && a->tie && !tm_checkpoint_equal(c, t, h))
-        tm_log(TM_LOG_WARN, "model", "%s differs from %s, which the config ties it to: not used",
-               h->name, t->name);
-    if (!h && !a->tie)
-        tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head",
-               head ? head->pattern : "a head");
-    a->tie = a->tie || !h;
-    if (t->ndim == 2 && t->dims[0] > a->vocab && t->dims[0] <= 1 << 24)
-        a->vocab = (int)t->dims[0];
-    return TM_OK;
-}
-
-static tm_status check_tensor(const tm_arch *a, const tm_checkpoint *c, const tm_tensor_row *row,
-                              const tm_st_tensor *t, tm_err *err)
-{
-    const char *name = t->name;
-    const char *file = tm_checkpoint_file(c, t);
-    tm_dtype dtype;
-    if (!tm_checkpoint_is_float(t, &dtype))
-        return TM_FAIL(err, TM_STATUS_UNSUPPORTED, "%s: tensor %s is %s, expected F32, BF16 or F16",
-                       file, name, tm_st_dtype_name(t->dtype));
-    int rows, cols;
-    tm_tensor_size(a, row, &rows, &cols);
-    tm_role_kind kind = tm_role_info_get(row->role)->kind;
-    bool matrix = kind == TM_ROLE_MATRIX || kind == TM_ROLE_MATRIX_F32;
-    int64_t want[2] = {rows, cols};
-    int ndim = matrix ? 2 : 1;
-    if (t->ndim != ndim || t->dims[0] != want[0] || (matrix && t->dims[1] != want[1])) {
-        char is[128], should[64];
-        tm_st_shape_text(is, sizeof(is), t->dims, t->ndim);
-        tm_st_shape_text(should, sizeof(should), want, ndim);
-        return TM_FAIL(err, TM_STATUS_DATA, "%s: tensor %s is %s, expected %s", file, name, is,
-                       should);
-    }
-    return TM_OK;
-}
-
-static bool ignored(const char *name)
-{
-    static const char *const ends[] = {".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq",
-                                       ".attention.masked_bias"};
-    size_t n = strlen(name);
-    for (size_t i = 0; i < TM_ARRAY_LEN(ends); i++) {
-        size_t m = strlen(ends[i]);
-        if (n >= m && strcmp(name + n - m, ends[i]) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* Matches a name with a pattern up to its end, or up to where they differ; the numbers found go to n[2]. */
-static bool matches(const char *p, const char *name, long n[2])
-{
-    n[0] = n[1] = -1;
-    for (int i = 0; *p;) {
-        if (p[0] != '%') {
-            if (*p++ != *name++)
-                return false;
-            continue;
-        }
-        if (*name < '0' || *name > '9')
-            return false;
-        char *end;
-        n[i++] = strtol(name, &end, 10);
-        name = end;
-        p += 2;
-    }
-    return *name == '\0';
-}
-
-/* Does a needed row of some layer name this tensor? Layers past the last (multi-token prediction) and a head
- * that is stored beside a tied embedding are known too. */
-static bool wanted(const tm_arch *a, const char *tensor)
-{
-    for (int i = 0; i < a->family->row_count; i++) {
-        const tm_tensor_row *row = &a->family->rows[i];
-        long n[2];
-        bool hit = matches(row->pattern, tensor, n);
-        if (n[0] >= a->layers || (hit && row->role == TM_ROLE_HEAD))
-            return true;
-        if (hit && tm_need_met(a, row->need, (int)TM_MAX(n[0], 0)) &&
-            n[1] < tm_tensor_experts(a, row))
-            return true;
-    }
-    return false;
-}
-
-static void report_unread(const tm_arch *a, const tm_checkpoint *c)
-{
-    size_t count = 0;
-    char names[NAMES_SHOWN * NAME_MAX_LEN] = "";
-    for (size_t i = 0; i < tm_checkpoint_count(c); i++) {
-        const tm_st_tensor *t = tm_checkpoint_at(c, i);
-        if (ignored(t->name) || wanted(a, t->name))
-            continue;
-        size_t at = strlen(names);
-        if (count++ < NAMES_SHOWN)
-            snprintf(names + at, sizeof(names) - at, "%s%.200s", at ? ", " : "", t->name);
-    }
-    if (count > 0)
-        tm_log(TM_LOG_WARN, "model", "%zu tensors of the checkpoint are not used: %s%s", count,
-               names, count > NAMES_SHOWN ? ", ..." : "");
-}
-
-/* What walking over all needed tensors finds. */
-typedef struct survey {
-    int64_t numbers;
-    size_t missing;
-    char first_missing[NAME_MAX_LEN];
-} survey;
-
-/* One row in all its layers; counted: an earlier row reads the same tensors. */
-static tm_status check_row(const tm_arch *a, const tm_checkpoint *c, const tm_tensor_row *row,
-                           bool counted, survey *s, tm_err *err)
-{
-    char name[NAME_MAX_LEN];
-    for (int layer = 0; layer < layers_of(a, row); layer++) {
-        if (!tm_need_met(a, row->need, layer))
-            continue;
-        for (int e = 0; e < tm_tensor_experts(a, row); e++) {
-            tensor_name(name, row, layer, e);
-            const tm_st_tensor *t = tm_checkpoint_find(c, name);
-            if (!t && s->missing++ == 0)
-                snprintf(s->first_missing, sizeof(s->first_missing), "%s", name);
-            if (!t)
-                continue;
-            TM_TRY(check_tensor(a, c, row, t, err));
-            for (int64_t n = 1, d = 0; !counted && d <= t->ndim; d++) {
-                s->numbers += d == t->ndim ? n : 0;
-                n *= d < t->ndim ? t->dims[d] : 1;
-            }
-        }
-    }
-    return TM_OK;
-}
-
-tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters, tm_err *err)
-{
-    const tm_tensor_row *rows = a->family->rows;
-    survey s = {0};
-    TM_TRY(settle_ends(a, c, err));
-    for (int i = 0; i < a->family->row_count; i++) {
-        bool again = i > 0 && strcmp(rows[i].pattern, rows[i - 1].pattern) == 0;
-        TM_TRY(check_row(a, c, &rows[i], again, &s, err));
-    }
-    if (s.missing > 1)
-        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing (and %zu more)", s.first_missing,
-                       s.missing - 1);
-    if (s.missing == 1)
-        return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", s.first_missing);
-    report_unread(a, c);
-    *parameters = s.numbers;
-    return TM_OK;
-}
 
 /* Where a role's numbers go: a tm_weight (for a bias, the weight that has it) or a vector, in tm_layer, or in
  * tm_model for roles that are not of a layer. */
@@ -383,10 +186,10 @@ static tm_status zero_padding(tm_model *m, char *base, size_t row_bytes, tm_err 
 
 static tm_status load_tensor(copy *k, const tm_tensor_row *row, int layer, int expert)
 {
-    char name[NAME_MAX_LEN];
+    char name[TM_TENSOR_NAME_MAX];
     int rows, cols_all, col0, cols;
     tm_model *m = k->m;
-    tensor_name(name, row, layer, expert);
+    tm_load_tensor_name(name, row, layer, expert);
     tm_tensor_size(&m->arch, row, &rows, &cols_all);
     tm_tensor_cols(&m->arch, &m->shard, row, &col0, &cols);
     k->tensor = tm_checkpoint_find(k->c, name);
@@ -408,7 +211,7 @@ static tm_status load_row(copy *k, const tm_tensor_row *row)
     const tm_arch *a = &k->m->arch;
     if (tm_role_info_get(row->role)->summed && k->m->shard.rank > 0)
         return TM_OK;
-    for (int layer = 0; layer < layers_of(a, row); layer++) {
+    for (int layer = 0; layer < tm_load_layers(a, row); layer++) {
         if (!tm_need_met(a, row->need, layer))
             continue;
         for (int e = 0; e < tm_tensor_experts(a, row); e++)
