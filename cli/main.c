@@ -20,6 +20,9 @@ static const tm_cmd COMMANDS[] = {
     {"client", tm_cmd_client, "ask a running server over the OpenAI API", &TM_CLIENT_OPTIONS},
     {"score", tm_cmd_score, "log-probabilities and perplexity of tokens or text",
      &TM_SCORE_OPTIONS},
+    {"list", tm_cmd_list, "the model families that are known", &TM_LIST_OPTIONS},
+    {"inspect", tm_cmd_inspect, "what a model folder holds, without loading it",
+     &TM_INSPECT_OPTIONS},
     {"bench", tm_cmd_bench, "measure the engine or a running server", &TM_BENCH_OPTIONS},
     {"worker", tm_cmd_worker, "start a worker group under mpirun (options of turbomesh-worker)",
      &TM_WORKER_OPTIONS},
@@ -44,8 +47,9 @@ static int run_options(int argc, char **argv)
     (void)argv;
     tm_buf b;
     tm_buf_init(&b, 0);
-    tm_buf_puts(&b, "# Options\n\nWritten by `turbomesh options` from the option tables; a flag beats its "
-                    "environment variable, that beats the default.\n");
+    tm_buf_puts(
+        &b, "# Options\n\nWritten by `turbomesh options` from the option tables; a flag beats its "
+            "environment variable, that beats the default.\n");
     for (size_t i = 0; i < TM_ARRAY_LEN(COMMANDS); i++) {
         if (!COMMANDS[i].options)
             continue;

@@ -135,13 +135,18 @@ static bool wanted(const tm_arch *a, const char *tensor)
     return false;
 }
 
-static void report_unread(const tm_arch *a, const tm_checkpoint *c)
+bool tm_load_knows(const tm_arch *a, const char *tensor)
+{
+    return ignored(tensor) || wanted(a, tensor);
+}
+
+void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c)
 {
     size_t count = 0;
     char names[NAMES_SHOWN * TM_TENSOR_NAME_MAX] = "";
     for (size_t i = 0; i < tm_checkpoint_count(c); i++) {
         const tm_st_tensor *t = tm_checkpoint_at(c, i);
-        if (ignored(t->name) || wanted(a, t->name))
+        if (tm_load_knows(a, t->name))
             continue;
         size_t at = strlen(names);
         if (count++ < NAMES_SHOWN)
@@ -198,7 +203,6 @@ tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters,
                        s.missing - 1);
     if (s.missing == 1)
         return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", s.first_missing);
-    report_unread(a, c);
     *parameters = s.numbers;
     return TM_OK;
 }

@@ -236,6 +236,8 @@ static tm_status check_checkpoint(tm_model *m, tm_checkpoint **ckpt, tm_err *err
     tm_status st = tm_load_check(&m->arch, *ckpt, &m->info.parameters, err);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", m->opts.dir);
+    else if (m->shard.rank == 0)
+        tm_load_report_unread(&m->arch, *ckpt);
     return st;
 }
 

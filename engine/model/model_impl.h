@@ -106,6 +106,9 @@ int tm_load_layers(const tm_arch *a, const tm_tensor_row *row);
 /* Finds every tensor and checks names, shapes and number formats; settles arch.vocab and arch.tie. No
  * memory of the device is taken. *parameters counts the whole model. */
 tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters, tm_err *err);
+/* Is a tensor of this name read, or left aside on purpose? */
+bool tm_load_knows(const tm_arch *a, const char *tensor);
+void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c); /* a warning in the log */
 /* Takes memory and copies this rank's share. After tm_load_check. */
 tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err);
 void tm_load_release(tm_model *m); /* gives prepared weights back to the backend */
