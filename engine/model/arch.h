@@ -58,6 +58,7 @@ typedef struct tm_moe_arch {
     int ffn;            /* width of an expert */
     int shared;         /* width of the shared expert, 0 = none */
     bool shared_gate, choice_bias;
+    bool stacked; /* in the checkpoint at hand */
     int groups, top_groups;
     tm_moe_score score;
     tm_group_score group_score;
@@ -156,7 +157,9 @@ typedef enum tm_part {
     TM_PART_EXPERT_GATE, /* a tensor per expert */
     TM_PART_EXPERT_UP,
     TM_PART_EXPERT_DOWN,
-    TM_PART_EXPERTS_GATE, /* of all experts, one below the other */
+    TM_PART_EXPERTS_GATE_UP, /* [E, 2F, h], gate first */
+    TM_PART_EXPERTS_DOWN,    /* [E, h, F] */
+    TM_PART_EXPERTS_GATE,    /* of all experts, one below the other */
     TM_PART_EXPERTS_UP,
     TM_PART_EXPERTS_DOWN_T /* the same, each expert's [F, h] to be turned */
 } tm_part;
@@ -169,7 +172,9 @@ typedef enum tm_need {
     TM_NEED_O_BIAS,
     TM_NEED_DENSE, /* layers without experts */
     TM_NEED_MLP_BIAS,
-    TM_NEED_MOE, /* layers with experts */
+    TM_NEED_MOE,         /* layers with experts */
+    TM_NEED_MOE_EACH,    /* by how the experts are stored: a tensor for each, */
+    TM_NEED_MOE_STACKED, /* or one for all, as Transformers 5 may write them */
     TM_NEED_CHOICE_BIAS,
     TM_NEED_SHARED,
     TM_NEED_SHARED_GATE,

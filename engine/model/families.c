@@ -45,9 +45,11 @@
         ROW(L "mlp.down_proj.weight", DOWN, WHOLE, ALWAYS)
 #define ROWS_EXPERTS                                                                               \
     ROW(L "mlp.gate.weight", ROUTER, WHOLE, MOE),                                                  \
-        ROW(L "mlp.experts.%d.gate_proj.weight", EXPERTS_GATE_UP, EXPERT_GATE, MOE),               \
-        ROW(L "mlp.experts.%d.up_proj.weight", EXPERTS_GATE_UP, EXPERT_UP, MOE),                   \
-        ROW(L "mlp.experts.%d.down_proj.weight", EXPERTS_DOWN, EXPERT_DOWN, MOE)
+        ROW(L "mlp.experts.%d.gate_proj.weight", EXPERTS_GATE_UP, EXPERT_GATE, MOE_EACH),          \
+        ROW(L "mlp.experts.%d.up_proj.weight", EXPERTS_GATE_UP, EXPERT_UP, MOE_EACH),              \
+        ROW(L "mlp.experts.%d.down_proj.weight", EXPERTS_DOWN, EXPERT_DOWN, MOE_EACH),             \
+        ROW(L "mlp.experts.gate_up_proj", EXPERTS_GATE_UP, EXPERTS_GATE_UP, MOE_STACKED),          \
+        ROW(L "mlp.experts.down_proj", EXPERTS_DOWN, EXPERTS_DOWN, MOE_STACKED)
 #define ROWS_SHARED(name)                                                                          \
     ROW(L name ".gate_proj.weight", SHARED_GATE_UP, GATE, SHARED),                                 \
         ROW(L name ".up_proj.weight", SHARED_GATE_UP, UP, SHARED),                                 \

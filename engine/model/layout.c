@@ -224,6 +224,8 @@ void tm_tensor_size(const tm_arch *a, const tm_tensor_row *row, int *rows, int *
     case TM_PART_QKV_GROUPED:
     case TM_PART_MLA_Q:
     case TM_PART_MLA_KV_A:
+    case TM_PART_EXPERTS_GATE_UP:
+    case TM_PART_EXPERTS_DOWN:
         break;
     }
 }
@@ -319,6 +321,17 @@ static tm_status runs_experts(const tm_arch *a, const tm_shard *s, tm_part part,
     return TM_OK;
 }
 
+/* Each expert's gate rows, then its up rows. */
+static tm_status runs_stacked(const tm_arch *a, const tm_shard *s, tm_row_run_fn fn, void *arg)
+{
+    int f = s->moe_ffn, all = a->moe.ffn;
+    for (int e = 0; e < a->moe.experts; e++) {
+        TM_TRY(fn(arg, RUN(e * 2 * all + s->moe_ffn0, e * 2 * f, f)));
+        TM_TRY(fn(arg, RUN(e * 2 * all + all + s->moe_ffn0, e * 2 * f + f, f)));
+    }
+    return TM_OK;
+}
+
 /* Rows of a gate and an up part of `all`, this rank's share at `first`. */
 static tm_status runs_gate_up(int all, int first, int share, tm_row_run_fn fn, void *arg)
 {
@@ -381,6 +394,10 @@ tm_status tm_tensor_runs(const tm_arch *a, const tm_shard *s, const tm_tensor_ro
         return fn(arg, RUN(s->moe_ffn0, expert * 2 * f + f, f));
     case TM_PART_EXPERT_DOWN:
         return fn(arg, RUN(0, expert * a->hidden, a->hidden));
+    case TM_PART_EXPERTS_GATE_UP:
+        return runs_stacked(a, s, fn, arg);
+    case TM_PART_EXPERTS_DOWN:
+        return fn(arg, RUN(0, 0, a->moe.experts * a->hidden));
     case TM_PART_EXPERTS_GATE:
     case TM_PART_EXPERTS_UP:
     case TM_PART_EXPERTS_DOWN_T:
@@ -408,6 +425,10 @@ bool tm_need_met(const tm_arch *a, tm_need need, int layer)
         return a->mlp_bias && !moe;
     case TM_NEED_MOE:
         return moe;
+    case TM_NEED_MOE_EACH:
+        return moe && !a->moe.stacked;
+    case TM_NEED_MOE_STACKED:
+        return moe && a->moe.stacked;
     case TM_NEED_CHOICE_BIAS:
         return moe && a->moe.choice_bias;
     case TM_NEED_SHARED:

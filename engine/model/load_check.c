@@ -40,6 +40,22 @@ static const tm_tensor_row *row_of(const tm_arch *a, tm_role role)
     return NULL;
 }
 
+/* Are the experts of each layer in one tensor? The first layer that has experts tells. */
+static bool has_stacked(const tm_arch *a, const tm_checkpoint *c)
+{
+    char name[TM_TENSOR_NAME_MAX];
+    for (int i = 0; i < a->family->row_count; i++) {
+        const tm_tensor_row *row = &a->family->rows[i];
+        int layer = 0;
+        while (layer < a->layers && !a->layer[layer].moe)
+            layer++;
+        tm_load_tensor_name(name, row, layer, 0);
+        if (row->part == TM_PART_EXPERTS_GATE_UP && tm_checkpoint_find(c, name))
+            return true;
+    }
+    return false;
+}
+
 /* The embedding's rows decide the vocabulary; a head that is not stored is the embedding. */
 static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
 {
@@ -55,6 +71,7 @@ static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
         tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head",
                head ? head->pattern : "a head");
     a->tie = a->tie || !h;
+    a->moe.stacked = has_stacked(a, c);
     if (t->ndim == 2 && t->dims[0] > a->vocab && t->dims[0] <= 1 << 24)
         a->vocab = (int)t->dims[0];
     return TM_OK;
@@ -73,9 +90,15 @@ static tm_status check_tensor(const tm_arch *a, const tm_checkpoint *c, const tm
     tm_tensor_size(a, row, &rows, &cols);
     tm_role_kind kind = tm_role_info_get(row->role)->kind;
     bool matrix = kind == TM_ROLE_MATRIX || kind == TM_ROLE_MATRIX_F32;
-    int64_t want[2] = {rows, cols};
-    int ndim = matrix ? 2 : 1;
-    if (t->ndim != ndim || t->dims[0] != want[0] || (matrix && t->dims[1] != want[1])) {
+    bool stack = row->part == TM_PART_EXPERTS_GATE_UP || row->part == TM_PART_EXPERTS_DOWN;
+    int64_t want[3] = {rows, cols, 0};
+    int ndim = stack ? 3 : matrix ? 2 : 1;
+    if (stack) {
+        want[0] = a->moe.experts;
+        want[1] = rows / a->moe.experts;
+        want[2] = cols;
+    }
+    if (t->ndim != ndim || memcmp(t->dims, want, (size_t)ndim * sizeof(want[0])) != 0) {
         char is[128], should[64];
         tm_st_shape_text(is, sizeof(is), t->dims, t->ndim);
         tm_st_shape_text(should, sizeof(should), want, ndim);

@@ -75,3 +75,19 @@ def test_inspect_families():
         assert all(t["recognised"] for t in d["tensors"]), folder
         seen += 1
     assert seen >= 44
+
+
+def test_how_to_shows_the_real_diff():
+    root = os.path.join(os.path.dirname(__file__), "..", "..")
+    doc = open(os.path.join(root, "docs", "how-to-add-a-family.md")).read()
+    diff = doc.split("```diff\n")[1].split("```")[0].splitlines()
+    source = open(os.path.join(root, "engine", "model", "families.c")).read()
+    hunks, now = [], []
+    for line in diff[2:] + ["@@"]:
+        if line.startswith("@@"):
+            hunks.append("\n".join(now))
+            now = []
+        else:
+            assert line[0] in "+ ", line
+            now.append(line[1:])
+    assert len(hunks) == 3 and all(h in source for h in hunks)
