@@ -30,7 +30,7 @@ typedef struct answer {
 tm_status drive_submit(tm_engine *e, tm_request *r, answer *a, tm_err *err);
 /* Applies one batch to the answers (n of them, any order). */
 void drive_apply(const tm_step_events *ev, answer **answers, int n, int vocab);
-/* Waits until all have finished; fails after 60 s. */
+/* Waits until all have finished; fails after 60 s without an event. */
 void drive_all(tm_engine *e, answer **answers, int n);
 
 #endif
