@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-
 tm_status drive_submit(tm_engine *e, tm_request *r, answer *a, tm_err *err)
 {
     memset(a, 0, sizeof(*a));

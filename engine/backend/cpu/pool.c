@@ -123,6 +123,7 @@ static uint32_t await_loop(tm_cpu_pool *p, uint32_t seen)
         if (!concerns(gate, seen))
             futex_wait(&p->gate, gate, WAKE_WORKERS);
         atomic_fetch_sub(&p->sleepers, 1);
+        begun = tm_clock_ns(); /* when late for this loop, there for the next */
     }
 }
 
