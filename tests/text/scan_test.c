@@ -121,6 +121,77 @@ static void test_scanners(void **state)
     assert_true(n >= 4);
 }
 
+/* tm_scan_trailing against the pattern it stands for, as a sequence of matches. */
+static void test_trailing(void **state)
+{
+    (void)state;
+    tm_regex *r = NULL;
+    assert_int_equal(tm_regex_create(&r, TM_SCAN_TRAILING, strlen(TM_SCAN_TRAILING), false, NULL),
+                     TM_OK);
+    tm_regex_work *w = tm_regex_work_create(r);
+    for (int round = 0; round < 50000; round++) {
+        static const char *const parts[] = {" ", "\n", "\t", "a", "\xC2\xA0", "\r", "  "};
+        char text[64];
+        size_t len = 0, begin, end;
+        for (uint32_t k = random_below(14); k > 0; k--) {
+            const char *s = parts[random_below(TM_ARRAY_LEN(parts))];
+            memcpy(text + len, s, strlen(s));
+            len += strlen(s);
+        }
+        for (size_t from = 0; from <= len;) {
+            tm_regex_match m;
+            bool found;
+            assert_int_equal(tm_regex_find(r, w, text, len, from, &m, &found, NULL), TM_OK);
+            bool ours = tm_scan_trailing(text, len, from, &begin, &end);
+            if (ours != found || (found && (m.begin != begin || m.end != end)))
+                show(TM_SCAN_TRAILING, text, len, from, ours ? end : 0, found ? m.end : 0);
+            if (!found)
+                break;
+            from = end;
+        }
+    }
+    tm_regex_work_destroy(w);
+    tm_regex_destroy(r);
+}
+
+/* Marks in any number are ordered by class, equal ones as they come, in linear time. */
+static void test_normal_forms(void **state)
+{
+    (void)state;
+    enum { PAIRS = 150000 };
+    static const struct {
+        const char *in, *out[4]; /* NFC, NFD, NFKC, NFKD */
+    } rows[] = {
+        {"e\xCC\x81", {"\xC3\xA9", "e\xCC\x81", "\xC3\xA9", "e\xCC\x81"}},
+        {"q\xCC\x87\xCC\xA3",
+         {"q\xCC\xA3\xCC\x87", "q\xCC\xA3\xCC\x87", "q\xCC\xA3\xCC\x87", "q\xCC\xA3\xCC\x87"}},
+        {"\xEF\xAC\x81", {"\xEF\xAC\x81", "\xEF\xAC\x81", "fi", "fi"}},
+        {"\xED\x95\x9C",
+         {"\xED\x95\x9C", "\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB", "\xED\x95\x9C",
+          "\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB"}},
+        {"\xE2\x84\xAB", {"\xC3\x85", "A\xCC\x8A", "\xC3\x85", "A\xCC\x8A"}},
+    };
+    tm_buf b, long_text;
+    tm_buf_init(&b, 0);
+    tm_buf_init(&long_text, 0);
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        for (int f = 0; f < 4; f++) {
+            tm_buf_clear(&b);
+            assert_true(tm_uc_normalize(&b, rows[i].in, strlen(rows[i].in), (tm_uc_form)f));
+            assert_string_equal(b.data, rows[i].out[f]);
+        }
+    }
+    for (int i = 0; i < PAIRS; i++)
+        tm_buf_puts(&long_text, "\xCC\x81\xCC\xA3"); /* classes 230 and 220 */
+    tm_buf_clear(&b);
+    assert_true(tm_uc_normalize(&b, long_text.data, long_text.len, TM_UC_NFC));
+    assert_int_equal(b.len, long_text.len);
+    for (size_t i = 0; i < b.len; i += 2)
+        assert_memory_equal(b.data + i, i < b.len / 2 ? "\xCC\xA3" : "\xCC\x81", 2);
+    tm_buf_deinit(&b);
+    tm_buf_deinit(&long_text);
+}
+
 /* White space and word characters of the engines that the files were written for. */
 static void test_classes(void **state)
 {
@@ -158,6 +229,8 @@ int main(void)
     printf("TM_SEED=%llu\n", (unsigned long long)g_state);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scanners),
+        cmocka_unit_test(test_trailing),
+        cmocka_unit_test(test_normal_forms),
         cmocka_unit_test(test_classes),
     };
     return cmocka_run_group_tests_name("scan", tests, NULL, NULL);

@@ -33,6 +33,7 @@ struct stage {
     unsigned classes; /* split at characters of these classes */
     bool ascii_punct; /* ... and at ASCII symbols */
     bool prefix_space, prefix_first, split;
+    bool trailing; /* the pattern TM_SCAN_TRAILING */
     const tm_spnorm *sp;
 };
 
@@ -122,6 +123,19 @@ static void split_literal(const stage *s, splitter *sp, const char *t, size_t le
         add_part(sp, gap, len, false);
 }
 
+static void split_trailing(splitter *sp, const char *t, size_t len)
+{
+    size_t gap = 0, begin, end;
+    while (tm_scan_trailing(t, len, gap, &begin, &end)) {
+        if (gap < begin)
+            add_part(sp, gap, begin, false);
+        add_part(sp, begin, end, true);
+        gap = end;
+    }
+    if (gap < len)
+        add_part(sp, gap, len, false);
+}
+
 static tm_status split_regex(const stage *s, tm_regex_work *w, splitter *sp, const char *t,
                              size_t len, tm_err *err)
 {
@@ -174,6 +188,8 @@ static tm_status run_split(const stage *s, tm_pieces *p, const char *text, bool 
         splitter sp = {.out = &p->spare, .behave = s->behave, .invert = s->invert, .base = r.begin};
         if (s->scan)
             split_scan(s->scan, &p->spare, text, r);
+        else if (s->trailing)
+            split_trailing(&sp, text + r.begin, r.end - r.begin);
         else if (s->regex)
             st = split_regex(s, w, &sp, text + r.begin, r.end - r.begin, err);
         else if (s->literal)
@@ -337,6 +353,9 @@ static tm_status set_literal(stage *s, const char *text, size_t len, tm_err *err
 
 static tm_status set_pattern(stage *s, const char *pattern, size_t len, tm_err *err)
 {
+    s->trailing = len == strlen(TM_SCAN_TRAILING) && memcmp(pattern, TM_SCAN_TRAILING, len) == 0;
+    if (s->trailing)
+        return TM_OK;
     bool cuts_all = (s->behave == ISOLATED) || (s->behave == REMOVED && s->invert);
     s->scan = cuts_all ? tm_scan_for(pattern, len) : NULL;
     return s->scan

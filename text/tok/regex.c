@@ -1,5 +1,5 @@
 /* Tokenizer files are written for other engines (Oniguruma, Rust's regex), which read \s as the White_Space
- * property and count marks and connectors to \w; PCRE2 adds U+180E to the first and leaves those out of the
+ * property, count marks and connectors to \w, and let ^ and $ match at every line; PCRE2 adds U+180E to the first and leaves those out of the
  * second. The pattern is therefore rewritten: both become explicit lists, inside and outside of character
  * classes. */
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -85,7 +85,7 @@ tm_status tm_regex_create(tm_regex **out, const char *pattern, size_t len, bool 
     int code;
     PCRE2_SIZE at;
     r->code = pcre2_compile((PCRE2_SPTR)(text.data ? text.data : ""), text.len,
-                            PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
+                            PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code, &at, NULL);
     tm_buf_deinit(&text);
     if (!r->code) {
         PCRE2_UCHAR why[120];

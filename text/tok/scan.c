@@ -185,6 +185,31 @@ bool tm_scan_is_published(const char *pattern, size_t len)
     return false;
 }
 
+/* A run of white space matches up to the text's end, or else up to its last line end, if that is not its first
+ * character. A regular expression tries each beginning inside the run, which is quadratic. */
+bool tm_scan_trailing(const char *s, size_t len, size_t from, size_t *begin, size_t *end)
+{
+    while (from < len) {
+        size_t pos = from, line_end = from;
+        while (pos < len) {
+            size_t at = pos;
+            if (!(tm_uc_class(tm_utf8_next(s, &at)) & TM_UC_SPACE))
+                break;
+            if (s[pos] == '\n')
+                line_end = pos;
+            pos = at;
+        }
+        *begin = from;
+        *end = pos == len ? len : line_end;
+        if (*end > *begin)
+            return true;
+        from = pos;
+        if (from < len)
+            tm_utf8_next(s, &from);
+    }
+    return false;
+}
+
 tm_scan_fn tm_scan_for(const char *pattern, size_t len)
 {
     for (size_t i = 0; i < TM_ARRAY_LEN(scanners); i++)

@@ -16,6 +16,10 @@ bool tm_scan_is_published(const char *pattern, size_t len);
 /* The GPT-2 pattern, which ByteLevel with use_regex implies. */
 size_t tm_scan_gpt2(const char *s, size_t pos, size_t len);
 
+/* \s+$ in linear time: the next white space at or behind `from` that ends a line; false = none. */
+#define TM_SCAN_TRAILING "\\s+$"
+bool tm_scan_trailing(const char *s, size_t len, size_t from, size_t *begin, size_t *end);
+
 /* The table, for tests: NULL behind the last. */
 const char *tm_scan_pattern(int index);
 

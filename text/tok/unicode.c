@@ -186,18 +186,98 @@ bool tm_uc_is_normal(const char *s, size_t len, tm_uc_form form)
     return true;
 }
 
+/* Characters of a decomposition. */
+typedef struct scalars {
+    utf8proc_int32_t *v;
+    size_t n, cap;
+} scalars;
+
+#define DECOMPOSITION_MAX 32 /* the longest of Unicode has 18 */
+
+static bool decompose(scalars *d, const char *s, size_t len, int flags)
+{
+    for (size_t pos = 0; pos < len;) {
+        if (d->cap - d->n < DECOMPOSITION_MAX) {
+            size_t cap = d->cap * 2 + len + DECOMPOSITION_MAX;
+            utf8proc_int32_t *v = realloc(d->v, cap * sizeof(*v));
+            if (!v)
+                return false;
+            d->v = v;
+            d->cap = cap;
+        }
+        int boundary = 0;
+        utf8proc_ssize_t k = utf8proc_decompose_char((utf8proc_int32_t)tm_utf8_next(s, &pos),
+                                                     d->v + d->n, (utf8proc_ssize_t)(d->cap - d->n),
+                                                     (utf8proc_option_t)flags, &boundary);
+        if (k < 0 || k > DECOMPOSITION_MAX)
+            return false;
+        d->n += (size_t)k;
+    }
+    return true;
+}
+
+static unsigned combining_class(utf8proc_int32_t cp)
+{
+    return cp < 0x300 ? 0 : (unsigned)utf8proc_get_property(cp)->combining_class & 0xFF;
+}
+
+/* Sorts marks by their class, keeping the order of equal ones. Long rows are counted: somebody who sends a
+ * megabyte of marks must not make it quadratic, as utf8proc's own sorting does. */
+static bool order_marks(utf8proc_int32_t *v, size_t n)
+{
+    if (n <= 16) {
+        for (size_t i = 1; i < n; i++) {
+            utf8proc_int32_t cp = v[i];
+            size_t k = i;
+            for (; k > 0 && combining_class(v[k - 1]) > combining_class(cp); k--)
+                v[k] = v[k - 1];
+            v[k] = cp;
+        }
+        return true;
+    }
+    size_t at[257] = {0};
+    utf8proc_int32_t *copy = malloc(n * sizeof(*copy));
+    if (!copy)
+        return false;
+    memcpy(copy, v, n * sizeof(*copy));
+    for (size_t i = 0; i < n; i++)
+        at[combining_class(v[i]) + 1]++;
+    for (int c = 1; c < 257; c++)
+        at[c] += at[c - 1];
+    for (size_t i = 0; i < n; i++)
+        v[at[combining_class(copy[i])]++] = copy[i];
+    free(copy);
+    return true;
+}
+
+static bool order(scalars *d)
+{
+    for (size_t i = 0; i < d->n;) {
+        size_t end = i;
+        while (end < d->n && combining_class(d->v[end]) > 0)
+            end++;
+        if (end - i > 1 && !order_marks(d->v + i, end - i))
+            return false;
+        i = end + 1;
+    }
+    return true;
+}
+
 bool tm_uc_normalize(tm_buf *out, const char *s, size_t len, tm_uc_form form)
 {
     static const int flags[] = {UTF8PROC_STABLE | UTF8PROC_COMPOSE,
                                 UTF8PROC_STABLE | UTF8PROC_DECOMPOSE,
                                 UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT,
                                 UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT};
-    utf8proc_uint8_t *norm = NULL;
-    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)len, &norm,
-                                      (utf8proc_option_t)flags[form]);
-    if (n < 0)
-        return false;
-    bool ok = tm_buf_append(out, norm, (size_t)n);
-    free(norm);
-    return ok;
+    scalars d = {NULL, 0, 0};
+    bool ok = decompose(&d, s, len, flags[form]) && order(&d);
+    utf8proc_ssize_t n = (utf8proc_ssize_t)d.n;
+    if (ok && flags[form] & UTF8PROC_COMPOSE)
+        n = utf8proc_normalize_utf32(d.v, n, (utf8proc_option_t)flags[form]);
+    for (utf8proc_ssize_t i = 0; ok && i < n; i++) {
+        char c[4];
+        ok = tm_buf_append(out, c, tm_utf8_put((uint32_t)d.v[i], c));
+    }
+    free(d.v);
+    return ok && n >= 0;
 }
