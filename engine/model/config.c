@@ -11,7 +11,8 @@
 #include "common/json.h"
 #include "engine/model/config_impl.h"
 
-#define CONTEXT_MAX (1 << 24)
+#define CONTEXT_MAX  (1 << 24)
+#define HEAD_DIM_MAX 4096
 
 typedef struct int_row {
     const char *names[TM_CONFIG_NAMES];
@@ -49,7 +50,7 @@ static const int_row int_rows[] = {
      true},
     {{"num_experts", "num_local_experts", "n_routed_experts", "ffn_config.moe_num_experts"},
      AT(moe.experts),
-     1,
+     0,
      1024,
      false},
     {{"num_experts_per_tok", "ffn_config.moe_top_k"}, AT(moe.top_k), 1, 1024, false},
@@ -119,6 +120,31 @@ static tm_status read_family(tm_arch *a, const json_t *root, tm_err *err)
     return TM_OK;
 }
 
+/* Keys of parts that the family's tensors do not have: better refused than computed without. */
+static tm_status check_parts(const tm_arch *a, tm_err *err)
+{
+    if (a->moe.experts > 0 && !tm_family_has(a->family, TM_ROLE_ROUTER))
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED, "num_experts %d: %s has no experts here",
+                       a->moe.experts, a->arch);
+    if (a->mla.kv_rank > 0 && !tm_family_has(a->family, TM_ROLE_KV_A))
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "kv_lora_rank %d: %s has no latent attention here", a->mla.kv_rank, a->arch);
+    return TM_OK;
+}
+
+/* A family of experts only has no tensors for a dense layer. */
+static tm_status check_layers(const tm_arch *a, tm_err *err)
+{
+    if (tm_family_has(a->family, TM_ROLE_GATE_UP))
+        return TM_OK;
+    for (int i = 0; i < a->layers; i++)
+        if (!a->layer[i].moe)
+            return TM_FAIL(err, TM_STATUS_CONFIG,
+                           "num_experts: layer %d has none, and %s has no other layers", i,
+                           a->arch);
+    return TM_OK;
+}
+
 /* Latent attention looks to the operators like one kv head; see tm_mla_arch. */
 static tm_status settle_mla(tm_arch *a, tm_err *err)
 {
@@ -154,6 +180,9 @@ static tm_status settle_heads(tm_arch *a, tm_err *err)
     }
     if (a->head_dim % 2 != 0)
         return TM_FAIL(err, TM_STATUS_CONFIG, "head_dim %d is odd", a->head_dim);
+    if (a->head_dim > HEAD_DIM_MAX)
+        return TM_FAIL(err, TM_STATUS_CONFIG, "head_dim %d: expected at most %d", a->head_dim,
+                       HEAD_DIM_MAX);
     a->v_dim = a->head_dim;
     a->attn_scale = (float)(1.0 / sqrt((double)a->head_dim));
     return TM_OK;
@@ -201,17 +230,21 @@ static tm_status refuse_unknown(const json_t *root, tm_err *err)
     return TM_OK;
 }
 
-/* A rope that follows the length serves longer sequences than it was trained for: by default as much longer
- * as its factor says, but four times at least (InternLM 20B is released with factor 1 for 16k out of 4k), and further if
- * the user asks. */
+/* How far the context goes by default, and how far the user may set it. A rope that follows the length serves
+ * longer sequences than it was trained for: by default as much longer as its factor says, but four times at least
+ * (InternLM 20B is released with factor 1 for 16k out of 4k). Yarn is switched on in configs whose
+ * max_position_embeddings stays what it was without. */
 static void settle_context(tm_arch *a)
 {
-    a->context_max = a->max_positions;
-    if (a->rope.type != TM_ROPE_DYNAMIC)
-        return;
-    double longer = (double)a->max_positions * TM_MAX(a->rope.factor, 4.0);
-    a->max_positions = (int)TM_MIN(longer, (double)CONTEXT_MAX);
-    a->context_max = CONTEXT_MAX;
+    const tm_rope *r = &a->rope;
+    double longer = a->max_positions;
+    if (r->type == TM_ROPE_DYNAMIC)
+        longer = (double)a->max_positions * TM_MAX(r->factor, 4.0);
+    if (r->type == TM_ROPE_YARN)
+        longer = TM_MAX(longer, r->original * r->factor);
+    bool open = r->type == TM_ROPE_DYNAMIC || r->type == TM_ROPE_QWEN;
+    a->max_positions = (int)TM_MAX(TM_MIN(longer, (double)CONTEXT_MAX), (double)a->max_positions);
+    a->context_max = open ? TM_MAX(CONTEXT_MAX, a->max_positions) : a->max_positions;
 }
 
 tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err)
@@ -225,6 +258,7 @@ tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err)
     TM_TRY(read_family(&a, root, err));
     TM_TRY(refuse_unknown(root, err));
     TM_TRY(read_ints(&a, root, err));
+    TM_TRY(check_parts(&a, err));
     TM_TRY(settle_heads(&a, err));
     const tm_family *f = a.family;
     double eps = f->eps;
@@ -247,6 +281,7 @@ tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err)
     if (f->adjust)
         TM_TRY(f->adjust(&a, root, err));
     TM_TRY(tm_config_check_groups(&a, err));
+    TM_TRY(check_layers(&a, err));
     settle_context(&a);
     *out = a;
     return TM_OK;

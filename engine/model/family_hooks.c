@@ -68,10 +68,18 @@ tm_status tm_family_chatglm_adjust(tm_arch *a, const json_t *root, tm_err *err)
     return TM_OK;
 }
 
+/* The 40B's layout; its first configs say so by model_type alone. */
+static tm_status falcon_grouped(const json_t *root, bool *out, tm_err *err)
+{
+    const char *type = json_string_value(tm_json_get(root, "model_type"));
+    *out = type && strcmp(type, "RefinedWeb") == 0;
+    return tm_config_flag(root, "new_decoder_architecture", out, err);
+}
+
 tm_status tm_family_falcon_shape(tm_arch *a, const json_t *root, tm_err *err)
 {
     bool grouped = false, multi_query = true;
-    TM_TRY(tm_config_flag(root, "new_decoder_architecture", &grouped, err));
+    TM_TRY(falcon_grouped(root, &grouped, err));
     TM_TRY(tm_config_flag(root, "multi_query", &multi_query, err));
     if (!grouped)
         a->kv_heads = multi_query ? 1 : a->heads;
@@ -83,7 +91,7 @@ tm_status tm_family_falcon_shape(tm_arch *a, const json_t *root, tm_err *err)
 tm_status tm_family_falcon_adjust(tm_arch *a, const json_t *root, tm_err *err)
 {
     bool grouped = false, parallel = true;
-    TM_TRY(tm_config_flag(root, "new_decoder_architecture", &grouped, err));
+    TM_TRY(falcon_grouped(root, &grouped, err));
     TM_TRY(tm_config_flag(root, "parallel_attn", &parallel, err));
     TM_TRY(tm_config_flag(root, "alibi", &a->alibi, err));
     int norms = grouped ? 2 : 1;

@@ -156,7 +156,8 @@ bool tm_inspect_knows_key(const char *key)
                                            "unk_token_id",
                                            "use_cache",
                                            "use_flash_attn",
-                                           "use_bfloat16"};
+                                           "use_bfloat16",
+                                           "z_loss_weight"};
     for (size_t i = 0; i < TM_ARRAY_LEN(read); i++)
         if (strcmp(read[i], key) == 0)
             return true;

@@ -133,6 +133,11 @@ static void test_families(void **state)
     assert_true(g_arch.rope.type == TM_ROPE_LINEAR && g_arch.rope.base == 2e6);
     assert_true(g_arch.rope_local.type == TM_ROPE_DEFAULT && g_arch.rope_local.base == 3e4);
     assert_true(!g_arch.layer[0].local_rope && g_arch.layer[1].local_rope);
+    expect_ok("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+              "\"original_max_position_embeddings\":128}");
+    assert_true(g_arch.max_positions == 512 && g_arch.context_max == 512);
+    expect_ok(ARCH("RWForCausalLM") ",\"model_type\":\"RefinedWeb\",\"n_head_kv\":2");
+    assert_true(g_arch.block == TM_BLOCK_PARALLEL2 && g_arch.kv_heads == 2 && g_arch.tie);
     expect_ok(ARCH("FalconForCausalLM"));
     assert_true(g_arch.block == TM_BLOCK_PARALLEL1 && g_arch.kv_heads == 1 && !g_arch.gated);
     expect_ok(ARCH("FalconForCausalLM") ",\"new_decoder_architecture\":true,\"num_kv_heads\":2");
@@ -177,6 +182,7 @@ static void test_rope_lengths(void **state)
     float a[8], b[8], m;
     expect_ok("\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}");
     assert_int_equal(g_arch.max_positions, 512);
+    assert_int_equal(g_arch.context_max, 1 << 24);
     assert_int_equal(tm_rope_class(&g_arch.rope, 128), 0);
     assert_int_equal(tm_rope_class(&g_arch.rope, 200), 200);
     tm_rope_freqs_at(&g_arch.rope, 256, a, &m);
@@ -240,6 +246,13 @@ static void test_refusals(void **state)
         {ARCH("DeepseekForCausalLM") MOE ",\"scoring_func\":\"x\"", "scoring_func 'x'"},
         {ARCH("MixtralForCausalLM") ",\"num_local_experts\":8", "num_experts_per_tok 0"},
         {ARCH("MixtralForCausalLM") MOE ",\"num_experts_per_tok\":9", "num_experts_per_tok 9"},
+        {ARCH("MixtralForCausalLM"), "num_experts: layer 0 has none"},
+        {"\"num_experts\":4,\"num_experts_per_tok\":2",
+         "num_experts 4: LlamaForCausalLM has no experts"},
+        {"\"kv_lora_rank\":32", "kv_lora_rank 32: LlamaForCausalLM has no latent attention"},
+        {"\"head_dim\":4098", "head_dim"},
+        {"\"hidden_size\":65536,\"num_attention_heads\":1",
+         "head_dim 65536: expected at most 4096"},
         {ARCH("ChatGLMModel"), "multi_query_attention false"},
         {"\"rope_scaling\":{\"type\":\"longrope\",\"long_factor\":[1]}", "short_factor: expected"},
         {"\"layer_types\":[\"x\"],\"sliding_window\":4," ARCH("MistralForCausalLM"),
