@@ -1,7 +1,7 @@
 /* Tokenizer files are written for other engines (Oniguruma, Rust's regex), which read \s as the White_Space
- * property, count marks and connectors to \w, and let ^ and $ match at every line; PCRE2 adds U+180E to the first and leaves those out of the
- * second. The pattern is therefore rewritten: both become explicit lists, inside and outside of character
- * classes. */
+ * property, count marks and connectors to \w, and let ^ and $ match at every line; PCRE2 adds U+180E to the
+ * first and leaves those out of the second. The pattern is therefore rewritten: both become explicit lists,
+ * inside and outside of character classes. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "text/tok/regex.h"
 
