@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/log.h"
 #include "engine/model/model_impl.h"
 #include "engine/weights/convert.h"
 
@@ -23,8 +24,6 @@ tm_status tm_extras_check(const tm_model *m, tm_err *err)
         {"moe_route", moe, o->moe_route != NULL},
         {"moe_experts", moe, o->moe_experts != NULL && o->moe_work_bytes != NULL},
         {"latent cache", mla, (o->features & TM_FEATURE_LATENT_KV) != 0},
-        {"rope by length", tm_rope_by_length(&a->rope), (o->features & TM_FEATURE_SEQ_ROPE) != 0},
-        {"logn scaling", a->logn_len > 0, (o->features & TM_FEATURE_LOGN) != 0},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(all); i++)
         if (all[i].needed && !all[i].there)
@@ -32,6 +31,25 @@ tm_status tm_extras_check(const tm_model *m, tm_err *err)
                            "backend '%s' has no operator '%s', which %s needs", m->backend->name,
                            all[i].name, a->arch);
     return TM_OK;
+}
+
+/* Within the trained length neither changes anything, so a backend without them serves that much. */
+void tm_extras_limit_context(tm_model *m)
+{
+    tm_arch *a = &m->arch;
+    unsigned features = m->backend->ops->features;
+    int limit = a->context_max;
+    if (tm_rope_by_length(&a->rope) && !(features & TM_FEATURE_SEQ_ROPE))
+        limit = TM_MIN(limit, (int)a->rope.original);
+    if (a->logn_len > 0 && !(features & TM_FEATURE_LOGN))
+        limit = TM_MIN(limit, a->logn_len);
+    if (limit < a->max_positions)
+        tm_log(TM_LOG_WARN, "model",
+               "backend '%s' has no rope by length: the context ends at the %d positions that %s "
+               "was trained for",
+               m->backend->name, limit, a->arch);
+    a->context_max = limit;
+    a->max_positions = TM_MIN(a->max_positions, limit);
 }
 
 /* Slope of head i of n: 2^(-8 (i + 1) / n) for a power of two; else those of the power of two below, then

@@ -257,6 +257,7 @@ static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
     TM_TRY(dev->open(&m->dev, &m->opts.device, err));
     m->act = dev->act_dtype ? dev->act_dtype(m->dev) : m->backend->act_dtype;
     TM_TRY(check_operators(m, err));
+    tm_extras_limit_context(m);
     if (*ckpt)
         digest_of(m->opts.dir, *ckpt, m->info.digest);
     fill_info(m);

@@ -150,6 +150,8 @@ tm_status tm_ffn_forward(tm_model *m, int layer, int rows, void *out);
 
 /* extras.c: what only some families need: workspaces, slopes, frequencies by length, missing operators. */
 tm_status tm_extras_check(const tm_model *m, tm_err *err);
+/* What the backend lacks of length-dependent rope shortens the context. Before the info is filled. */
+void tm_extras_limit_context(tm_model *m);
 tm_status tm_extras_take(tm_model *m, tm_err *err);
 void tm_extras_release(tm_model *m);
 /* Frequencies of the step's sequences, where they depend on lengths. */
