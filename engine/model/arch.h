@@ -78,6 +78,7 @@ typedef struct tm_family tm_family;
 typedef struct tm_arch {
     const tm_family *family;
     char arch[64]; /* "LlamaForCausalLM" */
+    int prefix;    /* how the checkpoint at hand names the text model, see load_check.c */
     int hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_positions;
     int context_max; /* how far a session may be set to go beyond max_positions */
     int v_dim;       /* of a head's output; head_dim but for latent attention */

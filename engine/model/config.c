@@ -257,6 +257,8 @@ tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err)
     tm_arch a = {.embed_scale = 1.0f};
     TM_TRY(read_family(&a, root, err));
     TM_TRY(refuse_unknown(root, err));
+    if (json_is_object(tm_json_get(root, "text_config"))) /* of a model that also sees */
+        root = tm_json_get(root, "text_config");
     TM_TRY(read_ints(&a, root, err));
     TM_TRY(check_parts(&a, err));
     TM_TRY(settle_heads(&a, err));

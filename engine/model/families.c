@@ -480,8 +480,9 @@ const tm_family tm_families[] = {
     {
         .name = "gemma3",
         .title = "Gemma 3 (text)",
-        .archs = {"Gemma3ForCausalLM"},
-        .model_types = {"gemma3_text"},
+        .archs = {"Gemma3ForCausalLM",
+                  "Gemma3ForConditionalGeneration"}, /* of the latter the text */
+        .model_types = {"gemma3_text", "gemma3"},
         .norm_add_one = true,
         .act = TM_ACT_GELU_TANH,
         .gelu_is_tanh = true,

@@ -103,6 +103,7 @@ bool tm_inspect_knows_key(const char *key)
                                        "shared_expert_intermediate_size",
                                        "sliding_window",
                                        "sliding_window_pattern",
+                                       "text_config",
                                        "tie_word_embeddings",
                                        "topk_group",
                                        "topk_method",
@@ -157,7 +158,12 @@ bool tm_inspect_knows_key(const char *key)
                                            "use_cache",
                                            "use_flash_attn",
                                            "use_bfloat16",
-                                           "z_loss_weight"};
+                                           "z_loss_weight",
+                                           "vision_config",
+                                           "image_token_index",
+                                           "boi_token_index",
+                                           "eoi_token_index",
+                                           "mm_tokens_per_image"};
     for (size_t i = 0; i < TM_ARRAY_LEN(read); i++)
         if (strcmp(read[i], key) == 0)
             return true;

@@ -189,7 +189,7 @@ static tm_status load_tensor(copy *k, const tm_tensor_row *row, int layer, int e
     char name[TM_TENSOR_NAME_MAX];
     int rows, cols_all, col0, cols;
     tm_model *m = k->m;
-    tm_load_tensor_name(name, row, layer, expert);
+    tm_load_tensor_name(name, &m->arch, row, layer, expert);
     tm_tensor_size(&m->arch, row, &rows, &cols_all);
     tm_tensor_cols(&m->arch, &m->shard, row, &col0, &cols);
     k->tensor = tm_checkpoint_find(k->c, name);

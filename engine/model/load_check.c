@@ -10,12 +10,30 @@
 
 #define NAMES_SHOWN 4
 
-/* The pattern with its numbers put in; written out by hand to keep formats checked. */
-void tm_load_tensor_name(char *out, const tm_tensor_row *row, int layer, int expert)
+/* The text model inside a model of text and pictures has names in front of its own. */
+static const struct {
+    const char *from, *to;
+} prefixes[] = {{"", ""}, {"", "language_model."}, {"model.", "model.language_model."}};
+
+/* The pattern under the checkpoint's prefix. */
+static void prefixed(char *out, const char *pattern, int prefix)
+{
+    const char *from = prefixes[prefix].from;
+    size_t n = strlen(from);
+    bool hit = strncmp(pattern, from, n) == 0;
+    snprintf(out, TM_TENSOR_NAME_MAX, "%s%s", hit ? prefixes[prefix].to : "",
+             hit ? pattern + n : pattern);
+}
+
+/* The name with its numbers put in; written out by hand to keep formats checked. */
+void tm_load_tensor_name(char *out, const tm_arch *a, const tm_tensor_row *row, int layer,
+                         int expert)
 {
     const int numbers[] = {layer, expert};
-    const char *from = row->pattern;
+    char pattern[TM_TENSOR_NAME_MAX];
+    const char *from = pattern;
     size_t at = 0;
+    prefixed(pattern, row->pattern, a->prefix);
     for (int i = 0; i < 2; i++) {
         const char *hole = strstr(from, "%d");
         if (!hole)
@@ -49,7 +67,7 @@ static bool has_stacked(const tm_arch *a, const tm_checkpoint *c)
         int layer = 0;
         while (layer < a->layers && !a->layer[layer].moe)
             layer++;
-        tm_load_tensor_name(name, row, layer, 0);
+        tm_load_tensor_name(name, a, row, layer, 0);
         if (row->part == TM_PART_EXPERTS_GATE_UP && tm_checkpoint_find(c, name))
             return true;
     }
@@ -60,16 +78,23 @@ static bool has_stacked(const tm_arch *a, const tm_checkpoint *c)
 static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
 {
     const tm_tensor_row *embed = row_of(a, TM_ROLE_EMBED), *head = row_of(a, TM_ROLE_HEAD);
-    const tm_st_tensor *t = tm_checkpoint_find(c, embed->pattern);
-    const tm_st_tensor *h = head ? tm_checkpoint_find(c, head->pattern) : NULL;
+    const tm_st_tensor *t = NULL, *h = NULL;
+    char name[TM_TENSOR_NAME_MAX] = "a head";
+    for (a->prefix = 0; !t && a->prefix < (int)TM_ARRAY_LEN(prefixes); a->prefix += !t) {
+        tm_load_tensor_name(name, a, embed, 0, 0);
+        t = tm_checkpoint_find(c, name);
+    }
     if (!t)
         return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", embed->pattern);
+    if (head) {
+        tm_load_tensor_name(name, a, head, 0, 0);
+        h = tm_checkpoint_find(c, name);
+    }
     if (h && a->tie && !tm_checkpoint_equal(c, t, h))
         tm_log(TM_LOG_WARN, "model", "%s differs from %s, which the config ties it to: not used",
                h->name, t->name);
     if (!h && !a->tie)
-        tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head",
-               head ? head->pattern : "a head");
+        tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head", name);
     a->tie = a->tie || !h;
     a->moe.stacked = has_stacked(a, c);
     if (t->ndim == 2 && t->dims[0] > a->vocab && t->dims[0] <= 1 << 24)
@@ -148,7 +173,9 @@ static bool wanted(const tm_arch *a, const char *tensor)
     for (int i = 0; i < a->family->row_count; i++) {
         const tm_tensor_row *row = &a->family->rows[i];
         long n[2];
-        bool hit = matches(row->pattern, tensor, n);
+        char pattern[TM_TENSOR_NAME_MAX];
+        prefixed(pattern, row->pattern, a->prefix);
+        bool hit = matches(pattern, tensor, n);
         if (n[0] >= a->layers || (hit && row->role == TM_ROLE_HEAD))
             return true;
         if (hit && tm_need_met(a, row->need, (int)TM_MAX(n[0], 0)) &&
@@ -158,9 +185,20 @@ static bool wanted(const tm_arch *a, const char *tensor)
     return false;
 }
 
+/* The part of a model of text and pictures that sees. */
+static bool sees(const tm_arch *a, const char *tensor)
+{
+    static const char *const starts[] = {"vision_tower.", "multi_modal_projector.",
+                                         "model.vision_tower.", "model.multi_modal_projector."};
+    for (size_t i = 0; a->prefix > 0 && i < TM_ARRAY_LEN(starts); i++)
+        if (strncmp(tensor, starts[i], strlen(starts[i])) == 0)
+            return true;
+    return false;
+}
+
 bool tm_load_knows(const tm_arch *a, const char *tensor)
 {
-    return ignored(tensor) || wanted(a, tensor);
+    return ignored(tensor) || sees(a, tensor) || wanted(a, tensor);
 }
 
 void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c)
@@ -196,7 +234,7 @@ static tm_status check_row(const tm_arch *a, const tm_checkpoint *c, const tm_te
         if (!tm_need_met(a, row->need, layer))
             continue;
         for (int e = 0; e < tm_tensor_experts(a, row); e++) {
-            tm_load_tensor_name(name, row, layer, e);
+            tm_load_tensor_name(name, a, row, layer, e);
             const tm_st_tensor *t = tm_checkpoint_find(c, name);
             if (!t && s->missing++ == 0)
                 snprintf(s->first_missing, sizeof(s->first_missing), "%s", name);

@@ -100,7 +100,8 @@ tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err);
 
 #define TM_TENSOR_NAME_MAX 256
 /* A row's tensor name in a layer (and of an expert); the layers that the row is for. */
-void tm_load_tensor_name(char *out, const tm_tensor_row *row, int layer, int expert);
+void tm_load_tensor_name(char *out, const tm_arch *a, const tm_tensor_row *row, int layer,
+                         int expert);
 int tm_load_layers(const tm_arch *a, const tm_tensor_row *row);
 
 /* Finds every tensor and checks names, shapes and number formats; settles arch.vocab and arch.tie. No

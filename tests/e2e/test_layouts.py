@@ -87,3 +87,22 @@ def test_stacked_experts(tmp_path, family, tp):
     tensors[name] = (dtype, [e, f2 // 2, h], data[:len(data) // 2])
     write_tensors(tmp_path, tensors)
     assert f"{name} is [{e}, {f2 // 2}, {h}], expected [{e}, {f2}, {h}]" in logits(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("front", [("", "language_model."), ("model.", "model.language_model.")])
+def test_text_of_a_model_that_sees(tmp_path, front):
+    """Gemma 3 from 4B on: the text model's config is nested and its tensors have a prefix, in two dialects."""
+    source = os.path.join(FAMILIES, "gemma3")
+    shutil.copy(os.path.join(source, "golden.json"), tmp_path)
+    with open(os.path.join(source, "config.json")) as f:
+        config = json.load(f)
+    del config["architectures"]
+    with open(os.path.join(tmp_path, "config.json"), "w") as f:
+        json.dump({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
+                   "vision_config": {}}, f)
+    tensors = {front[1] + n[len(front[0]):]: t for n, t in read_tensors(source).items()}
+    tensors["vision_tower.patch.weight"] = ("BF16", [2], bytes(4))
+    write_tensors(tmp_path, tensors)
+    assert logits(tmp_path, tmp_path) == logits(source, tmp_path)
+    p = subprocess.run([os.path.join(BIN, "turbomesh"), "inspect", str(tmp_path)], capture_output=True, text=True)
+    assert p.returncode == 0 and "is recognised" in p.stdout, p.stdout
