@@ -124,7 +124,7 @@ static void bench_linear(lab *l)
         {"head", 128256, 4096, false, true, 0},      {"0.5b qkv", 1152, 896, false, false, 0},
         {"0.5b gate_up", 9728, 896, true, false, 0}, {"0.5b down", 896, 4864, false, false, 0},
     };
-    static const int tokens[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256, 1024, 2048};
+    static const int tokens[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 2048};
     printf("%-14s", "us, TB/s");
     for (size_t t = 0; t < TM_ARRAY_LEN(tokens); t++)
         printf("%14d", tokens[t]);
@@ -282,6 +282,106 @@ static void bench_rows(lab *l)
     }
 }
 
+/* A decode step's layers as the model enqueues them; parts can be left out to see what they cost. */
+typedef struct layer_case {
+    int tokens;
+    bool no_attention, no_norm;
+    attention_case attention;
+    float *w;
+    const float *inv_freq;
+} layer_case;
+
+enum { LAYERS = 32, H = 4096, F = 14336, QKV = 6144 };
+
+static tm_weight next_weight(lab *l, size_t *at, int n, int k)
+{
+    size_t bytes = (size_t)n * (size_t)k * 2;
+    if (*at + bytes > l->pool_bytes)
+        *at = 0;
+    tm_weight w = {.dtype = TM_DTYPE_BF16, .n = n, .k = k, .data = l->pool + *at};
+    *at += bytes;
+    return w;
+}
+
+static void layers_call(lab *l, int call, const void *arg)
+{
+    const layer_case *c = arg;
+    const tm_op_table *ops = l->b->ops;
+    char *x = l->x, *next = x + ((size_t)64 << 20), *normed = next + ((size_t)64 << 20);
+    char *qkv = l->more, *attn = qkv + ((size_t)64 << 20), *delta = attn + ((size_t)64 << 20);
+    size_t at = (size_t)call % 3 * 1000003u * 256u % (l->pool_bytes / 2);
+    int t = c->tokens;
+    for (int i = 0; i < LAYERS; i++) {
+        tm_weight wq = next_weight(l, &at, QKV, H), wo = next_weight(l, &at, H, H);
+        tm_weight wg = next_weight(l, &at, 2 * F, H), wd = next_weight(l, &at, H, F);
+        tm_norm_args n = {.out = normed,
+                          .residual = x,
+                          .delta = delta,
+                          .w = c->w,
+                          .residual_out = next,
+                          .n_tokens = t,
+                          .h = H,
+                          .eps = 1e-5f};
+        tm_linear_args q = {.out = qkv, .x = normed, .w = &wq, .n_tokens = t, .ldx = H, .ldo = QKV};
+        tm_linear_args o = {.out = delta, .x = attn, .w = &wo, .n_tokens = t, .ldx = H, .ldo = H};
+        tm_linear_gated_args g = {.out = l->out,
+                                  .gate_up = (char *)l->out + ((size_t)200 << 20),
+                                  .x = normed,
+                                  .w = &wg,
+                                  .n_tokens = t,
+                                  .ldx = H,
+                                  .act = TM_ACT_SILU};
+        tm_linear_args d = {.out = delta, .x = l->out, .w = &wd, .n_tokens = t, .ldx = F, .ldo = H};
+        tm_rope_append_args r = {.qkv = qkv,
+                                 .inv_freq = c->inv_freq,
+                                 .batch = &c->attention.batch,
+                                 .kv = &c->attention.kv,
+                                 .n_heads = 32,
+                                 .n_kv_heads = 8,
+                                 .head_dim = 128,
+                                 .rotary_dim = 128,
+                                 .mscale = 1};
+        tm_attention_args a = {.out = attn,
+                               .qkv = qkv,
+                               .batch = &c->attention.batch,
+                               .kv = &c->attention.kv,
+                               .n_heads = 32,
+                               .n_kv_heads = 8,
+                               .head_dim = 128,
+                               .scale = 0.088f};
+        must(c->no_norm ? ops->linear(l->dev, &q) : ops->norm_linear(l->dev, &n, &q), "qkv");
+        if (!c->no_attention)
+            must(ops->rope_attention_decode(l->dev, &r, &a), "attention");
+        must(ops->linear(l->dev, &o), "o");
+        n.residual = next, n.residual_out = x;
+        must(c->no_norm ? ops->linear_gated(l->dev, &g) : ops->norm_linear_gated(l->dev, &n, &g),
+             "gate_up");
+        must(ops->linear(l->dev, &d), "down");
+    }
+}
+
+static void bench_layers(lab *l)
+{
+    static const int tokens[] = {1, 2, 4, 8, 16, 32, 64, 128};
+    float *w = take(l, H * sizeof *w);
+    fill(l, w, H * sizeof *w);
+    double bytes = 2.0 * H * (QKV + H + 3.0 * F);
+    for (size_t i = 0; i < TM_ARRAY_LEN(tokens); i++) {
+        layer_case c = {.tokens = tokens[i], .w = w, .inv_freq = w};
+        c.attention.s = (attention_shape){tokens[i], 1, 1024, 32, 8, 128};
+        setup_attention(l, &c.attention);
+        double s[4];
+        for (int k = 0; k < 4; k++) {
+            c.no_attention = k & 1;
+            c.no_norm = k & 2;
+            s[k] = time_calls(l, layers_call, &c, 1) / LAYERS;
+        }
+        printf("layer T=%-4d %7.1f us; without attention %7.1f (%.2f TB/s), without norms %7.1f, "
+               "without both %7.1f\n",
+               c.tokens, s[0] * 1e6, s[1] * 1e6, bytes / s[1] * 1e-12, s[2] * 1e6, s[3] * 1e6);
+    }
+}
+
 int main(int argc, char **argv)
 {
     lab l = {.b = tm_backend_find("cuda"), .pool_bytes = (size_t)4 << 30};
@@ -300,6 +400,7 @@ int main(int argc, char **argv)
     fill(&l, l.x, (size_t)TOKENS_MAX * 28672 * 2);
     fill(&l, l.more, (size_t)TOKENS_MAX * 28672 * 2);
     printf("%s: reads %.2f TB/s\n", l.b->dev->describe(l.dev), l.read_rate * 1e-12);
+    bench_layers(&l);
     bench_rows(&l);
     bench_attention(&l);
     bench_linear(&l);

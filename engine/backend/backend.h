@@ -32,9 +32,9 @@ const char *tm_dtype_name(tm_dtype t);
 typedef struct tm_device tm_device; /* one per backend and process */
 
 typedef struct tm_device_opts {
-    int threads;     /* CPU: threads of this rank, 0 = cores / ranks on this host */
-    int index;       /* CUDA: device ordinal */
-    tm_dtype dtype;  /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
+    int threads;    /* CPU: threads of this rank, 0 = cores / ranks on this host */
+    int index;      /* CUDA: device ordinal */
+    tm_dtype dtype; /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
     const char *isa; /* CPU: "auto", "ref", "avx2", "avx512": the best allowed path */
 } tm_device_opts;
 
@@ -97,6 +97,7 @@ typedef struct tm_norm_args {
     void *residual;
     const void *delta; /* or NULL */
     const float *w, *b;
+    void *residual_out; /* where the sum goes; NULL (and on the CPU): residual */
     int n_tokens, h;
     float eps;
     tm_norm_kind kind;
@@ -305,6 +306,14 @@ typedef struct tm_op_table {
     bool (*attention_fits)(int head_dim, int block_tokens);
     tm_status (*linear_gated)(tm_device *dev, const tm_linear_gated_args *a);
     tm_status (*argmax)(tm_device *dev, const tm_argmax_args *a);
+    /* Two operators in one: n->out is what a->x points to, and is undefined afterwards. Where n->delta is given,
+     * n->residual_out is another buffer than n->residual. */
+    tm_status (*norm_linear)(tm_device *dev, const tm_norm_args *n, const tm_linear_args *a);
+    tm_status (*norm_linear_gated)(tm_device *dev, const tm_norm_args *n,
+                                   const tm_linear_gated_args *a);
+    /* For batches of decodes alone; qkv is undefined afterwards. */
+    tm_status (*rope_attention_decode)(tm_device *dev, const tm_rope_append_args *r,
+                                       const tm_attention_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {

@@ -63,6 +63,8 @@ static tm_status attend(tm_model *m, const tm_batch *b, int layer)
                                  .scale = a->attn_scale,
                                  .softcap = a->attn_softcap,
                                  .alibi = m->alibi};
+    if (ops->rope_attention_decode && b->n_seqs == b->n_decode)
+        return ops->rope_attention_decode(m->dev, &r, &t);
     TM_TRY(ops->rope_append(m->dev, &r));
     if (b->n_seqs > b->n_decode)
         TM_TRY(ops->attention_prefill(m->dev, &t));
@@ -77,7 +79,7 @@ static tm_status ordinary(tm_model *m, const tm_batch *b, int layer, void *out)
     const tm_arch *a = &m->arch;
     int rows = b->n_tokens, row = qkv_row(m), d = a->head_dim;
     void *k = tm_act_at(m, m->ws.qkv, m->shard.heads * d);
-    TM_TRY(tm_run_linear(m, m->ws.qkv, m->ws.normed, &l->qkv, rows));
+    TM_TRY(tm_run_normed_linear(m, m->ws.qkv, &l->qkv, rows));
     if (a->clip_qkv > 0.0f) {
         const tm_bound_args c = {.x = m->ws.qkv, .n_rows = rows, .n = row, .limit = a->clip_qkv};
         TM_TRY(m->backend->ops->bound(m->dev, &c));

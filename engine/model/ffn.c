@@ -21,10 +21,14 @@ static tm_status mlp(tm_model *m, const tm_weight *gate_up, const tm_weight *dow
                                     .n_tokens = rows,
                                     .ldx = gate_up->k,
                                     .act = m->arch.act};
-    if (ops->linear_gated && m->arch.gated && !gate_up->bias) {
+    bool gated = ops->linear_gated && m->arch.gated && !gate_up->bias;
+    if (gated && ws->norm_waits) {
+        ws->norm_waits = false;
+        TM_TRY(ops->norm_linear_gated(m->dev, &ws->norm, &g));
+    } else if (gated) {
         TM_TRY(ops->linear_gated(m->dev, &g));
     } else {
-        TM_TRY(tm_run_linear(m, ws->gate_up, ws->normed, gate_up, rows));
+        TM_TRY(tm_run_normed_linear(m, ws->gate_up, gate_up, rows));
         TM_TRY(ops->act(m->dev, &a));
     }
     return tm_run_linear(m, out, ws->act, down, rows);

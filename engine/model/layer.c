@@ -15,20 +15,56 @@ tm_status tm_run_sum(tm_model *m, void *x, size_t n)
     return tm_comm_allreduce_f32(m->comm, x, n);
 }
 
+static tm_norm_args norm_args(const tm_model *m, void *out, void *x, const void *delta,
+                              const float *w, const float *b, int rows)
+{
+    return (tm_norm_args){.out = out,
+                          .residual = x,
+                          .delta = delta,
+                          .w = w,
+                          .b = b,
+                          .n_tokens = rows,
+                          .h = m->arch.hidden,
+                          .eps = m->arch.eps,
+                          .kind = m->arch.norm,
+                          .add_one = m->arch.norm_add_one};
+}
+
 tm_status tm_run_norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
                       const float *b, int rows)
 {
-    const tm_norm_args a = {.out = out,
-                            .residual = x,
-                            .delta = delta,
-                            .w = w,
-                            .b = b,
-                            .n_tokens = rows,
-                            .h = m->arch.hidden,
-                            .eps = m->arch.eps,
-                            .kind = m->arch.norm,
-                            .add_one = m->arch.norm_add_one};
+    const tm_norm_args a = norm_args(m, out, x, delta, w, b, rows);
     return m->backend->ops->norm(m->dev, &a);
+}
+
+/* The norm of the residual stream in front of a block. Where only the block's first product reads it (`joins`) and
+ * the backend has the two in one operator, it is left to that product. Its blocks read the stream while one of them
+ * writes the sum, so the stream goes on in the other buffer. */
+static tm_status norm_for_block(tm_model *m, bool joins, const void *delta, const float *w,
+                                const float *b, int rows)
+{
+    tm_workspace *ws = &m->ws;
+    void *x = ws->x;
+    ws->norm = norm_args(m, ws->normed, x, delta, w, b, rows);
+    ws->norm_waits = joins && m->backend->ops->norm_linear;
+    if (!ws->norm_waits)
+        return m->backend->ops->norm(m->dev, &ws->norm);
+    if (delta) {
+        ws->norm.residual_out = ws->x_other;
+        ws->x = ws->x_other;
+        ws->x_other = x;
+    }
+    return TM_OK;
+}
+
+tm_status tm_run_normed_linear(tm_model *m, void *out, const tm_weight *w, int rows)
+{
+    const tm_linear_args a = {
+        .out = out, .x = m->ws.normed, .w = w, .n_tokens = rows, .ldx = w->k, .ldo = w->n};
+    if (!m->ws.norm_waits)
+        return m->backend->ops->linear(m->dev, &a);
+    m->ws.norm_waits = false;
+    return m->backend->ops->norm_linear(m->dev, &m->ws.norm, &a);
 }
 
 tm_status tm_run_linear(tm_model *m, void *out, const void *x, const tm_weight *w, int rows)
@@ -60,7 +96,8 @@ static tm_status sequential(tm_model *m, const tm_batch *b, int layer)
     int rows = b->n_tokens;
     TM_TRY(tm_attention_forward(m, b, layer, ws->delta));
     TM_TRY(finish(m, l->post_attn_norm, rows));
-    TM_TRY(tm_run_norm(m, ws->normed, ws->x, ws->delta, l->ffn_norm, l->ffn_norm_b, rows));
+    TM_TRY(
+        norm_for_block(m, !m->arch.layer[layer].moe, ws->delta, l->ffn_norm, l->ffn_norm_b, rows));
     TM_TRY(tm_ffn_forward(m, layer, rows, ws->delta));
     return finish(m, l->post_ffn_norm, rows);
 }
@@ -81,7 +118,8 @@ static tm_status parallel(tm_model *m, const tm_batch *b, int layer)
 tm_status tm_layer_forward(tm_model *m, const tm_batch *b, int layer, const void *delta)
 {
     const tm_layer *l = &m->layers[layer];
-    tm_workspace *ws = &m->ws;
-    TM_TRY(tm_run_norm(m, ws->normed, ws->x, delta, l->attn_norm, l->attn_norm_b, b->n_tokens));
-    return m->arch.block == TM_BLOCK_SEQUENTIAL ? sequential(m, b, layer) : parallel(m, b, layer);
+    bool sequence = m->arch.block == TM_BLOCK_SEQUENTIAL;
+    bool joins = sequence && m->arch.mla.kv_rank == 0;
+    TM_TRY(norm_for_block(m, joins, delta, l->attn_norm, l->attn_norm_b, b->n_tokens));
+    return sequence ? sequential(m, b, layer) : parallel(m, b, layer);
 }

@@ -283,6 +283,7 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     ws->rows_max = (int)r;
     const want wants[] = {
         {&ws->x, t, h, act},
+        {&ws->x_other, m->backend->ops->norm_linear ? t : 0, h, act},
         {&ws->normed, t, h, act},
         {&ws->qkv, t, (size_t)(s->heads + 2 * s->kv_heads) * d, act},
         {&ws->attn, t, (size_t)s->heads * d, act},

@@ -27,6 +27,9 @@ typedef struct tm_decode_graph {
 /* Device buffers of one step; T = max_step_tokens, R = logit rows of one pass through the head. */
 typedef struct tm_workspace {
     void *x;               /* [T, h] the residual stream */
+    void *x_other;         /* its next place, on backends that join norm and product */
+    tm_norm_args norm;     /* of the block that begins; norm_waits: its first product computes it */
+    bool norm_waits;
     void *normed;          /* [T, h] */
     void *qkv;             /* [T, (H + 2K) d] */
     void *attn;            /* [T, H d] */
@@ -140,6 +143,8 @@ tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out);
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */
 tm_status tm_run_norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
                       const float *b, int rows);
+/* The first product of a block, of ws.normed, which nothing else reads where ws.norm_waits. */
+tm_status tm_run_normed_linear(tm_model *m, void *out, const tm_weight *w, int rows);
 tm_status tm_run_linear(tm_model *m, void *out, const void *x, const tm_weight *w, int rows);
 tm_status tm_run_linear_f32(tm_model *m, float *out, const void *x, const tm_weight *w, int rows);
 /* One layer. delta is what the layer before still has to add to x, or NULL; the layer's own ends in ws.delta. */

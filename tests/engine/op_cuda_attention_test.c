@@ -18,7 +18,7 @@ static const shape g_shapes[] = {
     {8, 4, 64, 64, 0, 0, false, 64, false, 1},     {14, 2, 64, 64, 0, 0, false, 64, false, 1},
     {32, 8, 128, 64, 0, 0, false, 128, false, 1},  {4, 4, 128, 16, 0, 0, false, 32, true, 1.2f},
     {28, 4, 128, 64, 0, 0, false, 128, false, 1},  {6, 2, 96, 32, 100, 0, false, 96, false, 1},
-    {7, 1, 128, 64, 0, 30.0f, false, 64, true, 1}, {16, 1, 96, 48, 513, 0, true, 96, false, 1},
+    {7, 1, 128, 64, 0, 30.0f, false, 64, true, 1}, {16, 1, 96, 256, 513, 0, true, 96, false, 1},
     {3, 1, 256, 64, 0, 0, false, 128, false, 1},   {12, 1, 64, 128, 70, 5.0f, true, 0, false, 1},
     {8, 8, 256, 16, 300, 0, false, 256, false, 1},
 };
@@ -232,6 +232,66 @@ static void attention_test(void **state)
             attention_one(&g_shapes[i], &g_layouts[j]);
 }
 
+/* Rope, append and attention of decodes as one operator against the three of the reference. */
+static void fused_one(const shape *s, const layout *l)
+{
+    batch x = make_batch(s, l);
+    gpu_batch g = to_gpu(s, &x);
+    const tm_op_table *cpu = tm_backend_find("cpu")->ops;
+    size_t n = (size_t)x.b.n_tokens * (size_t)(s->heads * s->d);
+    float *qkv = gpu_widen(x.qkv, gpu_dtype, (size_t)x.b.n_tokens * x.width);
+    float *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
+    float *cache = malloc(x.cache * sizeof *cache);
+    tm_rope_append_args r = {.qkv = qkv,
+                             .inv_freq = x.inv_freq,
+                             .batch = &x.b,
+                             .kv = &x.kv,
+                             .n_heads = s->heads,
+                             .n_kv_heads = s->kv_heads,
+                             .head_dim = s->d,
+                             .rotary_dim = s->rotary,
+                             .interleaved = s->interleaved,
+                             .mscale = s->mscale};
+    tm_attention_args a = {.out = want,
+                           .qkv = qkv,
+                           .batch = &x.b,
+                           .kv = &x.kv,
+                           .n_heads = s->heads,
+                           .n_kv_heads = s->kv_heads,
+                           .head_dim = s->d,
+                           .window = s->window,
+                           .scale = 4.0f / sqrtf((float)s->d),
+                           .softcap = s->softcap,
+                           .alibi = s->alibi ? x.slopes : NULL};
+    assert_int_equal(cpu->rope_append(gpu_ref, &r), TM_OK);
+    assert_int_equal(cpu->attention_decode(gpu_ref, &a), TM_OK);
+    r.qkv = g.qkv, r.inv_freq = g.inv_freq, r.batch = &g.b, r.kv = &g.kv;
+    a.out = g.out, a.qkv = g.qkv, a.batch = &g.b, a.kv = &g.kv;
+    a.alibi = s->alibi ? g.slopes : NULL;
+    assert_int_equal(gpu->ops->rope_attention_decode(gpu_dev, &r, &a), TM_OK);
+    gpu_get(got, g.out, n);
+    op_check(op_nmse(got, want, n), gpu_bound(), "fused attention d=%d H=%d K=%d", s->d, s->heads,
+             s->kv_heads);
+    for (int i = 0; i < 2; i++) {
+        float *host = gpu_widen(i ? x.kv.v : x.kv.k, gpu_dtype, x.cache);
+        gpu_get(cache, i ? g.kv.v : g.kv.k, x.cache);
+        op_check(op_nmse(cache, host, x.cache), gpu_bound(), "fused append d=%d", s->d);
+        free(host);
+    }
+    free(qkv), free(want), free(got), free(cache);
+    drop_gpu(&g);
+    drop_batch(&x);
+}
+
+static void fused_test(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < TM_ARRAY_LEN(g_shapes); i++)
+        for (size_t j = 0; j < TM_ARRAY_LEN(g_layouts); j++)
+            if (g_layouts[j].n_decode == g_layouts[j].n_seqs)
+                fused_one(&g_shapes[i], &g_layouts[j]);
+}
+
 static void long_decode_test(void **state)
 {
     (void)state;
@@ -273,9 +333,8 @@ static void padding_test(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rope_test),
-        cmocka_unit_test(attention_test),
-        cmocka_unit_test(long_decode_test),
+        cmocka_unit_test(rope_test),    cmocka_unit_test(attention_test),
+        cmocka_unit_test(fused_test),   cmocka_unit_test(long_decode_test),
         cmocka_unit_test(padding_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));

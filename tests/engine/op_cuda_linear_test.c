@@ -158,6 +158,74 @@ static void gated_test(void **state)
         gated_one(&g_gated[i]);
 }
 
+/* The norm in front of a layer, as one operator: the sum in the other buffer and what the layer makes of it. */
+static void normed_one(int tokens, int n, int k, bool delta, bool gated)
+{
+    const tm_op_table *cpu = tm_backend_find("cpu")->ops;
+    size_t nx = (size_t)tokens * (size_t)k, nw = (size_t)n * (size_t)k;
+    size_t no = (size_t)tokens * (size_t)(gated ? n / 2 : n), all = (size_t)tokens * (size_t)n;
+    void *x = op_random_array(nx, gpu_dtype, -2, 3), *d = op_random_array(nx, gpu_dtype, -1, 1);
+    void *w = op_random_array(nw, gpu_dtype, -0.1f, 0.1f);
+    float *g = op_random_array((size_t)k, TM_DTYPE_F32, 0.1f, 2);
+    float *xf = gpu_widen(x, gpu_dtype, nx), *df = gpu_widen(d, gpu_dtype, nx);
+    float *normed = malloc(nx * sizeof(float)), *wide = malloc(all * sizeof(float));
+    float *want = malloc(no * sizeof(float)), *got = malloc((nx + no) * sizeof(float));
+    for (size_t i = 0; delta && i < nx; i++)
+        xf[i] = gpu_round(xf[i] + df[i]);
+    tm_weight weight = {.dtype = gpu_dtype, .n = n, .k = k, .data = w};
+    tm_norm_args na = {
+        .out = normed, .residual = xf, .w = g, .n_tokens = tokens, .h = k, .eps = 1e-5f};
+    tm_linear_args la = {
+        .out = wide, .x = normed, .w = &weight, .n_tokens = tokens, .ldx = k, .ldo = n};
+    tm_act_args aa = {.out = want,
+                      .gate_up = wide,
+                      .n_tokens = tokens,
+                      .f = n / 2,
+                      .act = TM_ACT_SILU,
+                      .gated = true};
+    assert_int_equal(cpu->norm(gpu_ref, &na), TM_OK);
+    assert_int_equal(cpu->linear(gpu_ref, &la), TM_OK);
+    if (gated)
+        assert_int_equal(cpu->act(gpu_ref, &aa), TM_OK);
+    void *gx = gpu_put(x, nx * 2), *gd = gpu_put(d, nx * 2), *gr = gpu_take(nx * 2);
+    void *gn = gpu_take(nx * 2), *gg = gpu_put(g, (size_t)k * 4), *gw = gpu_put(w, nw * 2);
+    void *gu = gpu_take(all * 2), *go = gpu_take(no * 2);
+    weight.data = gw;
+    na.out = gn, na.residual = gx, na.delta = delta ? gd : NULL, na.w = gg;
+    na.residual_out = delta ? gr : NULL;
+    la.out = go, la.x = gn;
+    tm_linear_gated_args ga = {.out = go,
+                               .gate_up = gu,
+                               .x = gn,
+                               .w = &weight,
+                               .n_tokens = tokens,
+                               .ldx = k,
+                               .act = TM_ACT_SILU};
+    assert_int_equal(gated ? gpu->ops->norm_linear_gated(gpu_dev, &na, &ga)
+                           : gpu->ops->norm_linear(gpu_dev, &na, &la),
+                     TM_OK);
+    gpu_get(got, delta ? gr : gx, nx);
+    assert_memory_equal(got, xf, nx * sizeof(float));
+    gpu_get(got, go, no);
+    op_check(op_nmse(got, gated ? want : wide, no), gpu_bound(), "normed [%d, %d] x %d", n, k,
+             tokens);
+    void *device[] = {gx, gd, gr, gn, gg, gw, gu, go};
+    for (size_t i = 0; i < TM_ARRAY_LEN(device); i++)
+        gpu_free(device[i]);
+    free(x), free(d), free(w), free(g), free(xf), free(df), free(normed), free(wide);
+    free(want), free(got);
+}
+
+static void normed_test(void **state)
+{
+    (void)state;
+    static const int tokens[] = {1, 2, 3, 9, 40}, widths[] = {512, 896, 4096};
+    for (size_t t = 0; t < TM_ARRAY_LEN(tokens); t++)
+        for (size_t k = 0; k < TM_ARRAY_LEN(widths); k++)
+            for (int i = 0; i < 4; i++)
+                normed_one(tokens[t], 1040, widths[k], i % 2, i / 2);
+}
+
 static void act_test(void **state)
 {
     (void)state;
@@ -245,7 +313,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_test), cmocka_unit_test(repeat_test), cmocka_unit_test(gated_test),
-        cmocka_unit_test(act_test),    cmocka_unit_test(argmax_test), cmocka_unit_test(graph_test),
+        cmocka_unit_test(normed_test), cmocka_unit_test(act_test),    cmocka_unit_test(argmax_test),
+        cmocka_unit_test(graph_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

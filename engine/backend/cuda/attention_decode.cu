@@ -27,12 +27,16 @@ constexpr float LOG2E = 1.4426950408889634f;
 struct decode_args {
     void *out;
     const void *qkv, *k, *v;
-    const int32_t *blocks, *positions, *kv_len;
+    const int32_t *blocks, *kv_len;
     const float *alibi;
     float *scratch;
     int *tickets;
-    int max_blocks, block_tokens, heads, kv_heads, group, head_groups, window;
+    int max_blocks, block_shift, heads, kv_heads, group, head_groups, window;
     float scale, softcap;
+    bool shaped; /* softcap or alibi */
+    /* With inv_freq: q is rotated while it is loaded, and the part with the last key appends k and v. */
+    const float *inv_freq;
+    float mscale;
 };
 
 /* What a block works on. */
@@ -51,7 +55,7 @@ __device__ part find_part(const decode_args &a)
     const int in_group = blockIdx.y % a.head_groups * HEADS;
     p.head0 = p.kv_head * a.group + in_group;
     p.rows = min(HEADS, a.group - in_group);
-    p.len = a.kv_len[p.seq] > 0 ? a.positions[p.seq] + 1 : 0;
+    p.len = a.kv_len[p.seq]; /* a decode row is its sequence's last position */
     p.first = a.window > 0 && p.len > a.window ? p.len - a.window : 0;
     const int base = p.first / STRIDE * STRIDE;
     const int units = (p.len - base + STRIDE - 1) / STRIDE;
@@ -75,7 +79,8 @@ template <typename T, int D>
 __device__ __forceinline__ size_t key_at(const decode_args &a, const part &p, int32_t block,
                                          int key)
 {
-    return (((size_t)block * a.kv_heads + p.kv_head) * a.block_tokens + key % a.block_tokens) * D;
+    const int in_block = key & ((1 << a.block_shift) - 1);
+    return (((size_t)(block * a.kv_heads + p.kv_head) << a.block_shift) + in_block) * D;
 }
 
 template <typename T, int D>
@@ -135,6 +140,14 @@ template <int D> __device__ __forceinline__ int value_dim(int i, int g)
     return tile_regs<D>::WIDE ? i / 4 * 64 + g * 8 + i % 4 * 2 : g * (D / 8) + i * 2;
 }
 
+/* 2^x to 2 units in the last place; minus infinity gives 0. */
+__device__ __forceinline__ float power2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Running softmax of two heads (columns 2t and 2t + 1), in powers of two. */
 struct softmax {
     float m[2], l[2];
@@ -143,12 +156,16 @@ struct softmax {
 __device__ __forceinline__ float key_score(const decode_args &a, const part &p, float s, int key,
                                            int head)
 {
+    if (key < p.first || key >= p.end)
+        return -INFINITY;
+    if (!a.shaped)
+        return s * (a.scale * LOG2E);
     s *= a.scale;
     if (a.softcap > 0.0f)
         s = a.softcap * tanhf(s / a.softcap);
     if (a.alibi && head < p.rows)
         s += a.alibi[p.head0 + head] * (float)(key - (p.len - 1));
-    return key >= p.first && key < p.end ? s * LOG2E : -INFINITY;
+    return s * LOG2E;
 }
 
 /* s becomes the weights; o is scaled to the new maximum. */
@@ -168,9 +185,9 @@ __device__ __forceinline__ void update(const decode_args &a, const part &p, soft
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, x));
         top = fmaxf(top, m.m[i]);
         const float safe = top == -INFINITY ? 0.0f : top;
-        corr[i] = exp2f(m.m[i] - safe);
-        s[i] = exp2f(s[i] - safe);
-        s[i + 2] = exp2f(s[i + 2] - safe);
+        corr[i] = power2(m.m[i] - safe);
+        s[i] = power2(s[i] - safe);
+        s[i + 2] = power2(s[i + 2] - safe);
         m.l[i] = m.l[i] * corr[i] + s[i] + s[i + 2];
         m.m[i] = top;
     }
@@ -180,9 +197,61 @@ __device__ __forceinline__ void update(const decode_args &a, const part &p, soft
             o[i][0] *= corr[0], o[i][1] *= corr[1], o[i][2] *= corr[0], o[i][3] *= corr[1];
 }
 
+/* Cosine and sine of the row's angles. */
+template <int D> __device__ void fill_angles(const decode_args &a, const part &p, float2 *cs)
+{
+    for (int i = threadIdx.x; i < D / 2; i += THREADS) {
+        float s, c;
+        sincosf((float)(p.len - 1) * a.inv_freq[i], &s, &c);
+        cs[i] = make_float2(c * a.mscale, s * a.mscale);
+    }
+    __syncthreads();
+}
+
+/* The new key, rotated, and the new value into the cache; the block reads them back. */
+template <typename T, int D>
+__device__ void append(const decode_args &a, const part &p, const float2 *cs)
+{
+    const int pos = p.len - 1;
+    const size_t at = key_at<T, D>(a, p, p.blocks[pos >> a.block_shift], pos);
+    T *k = static_cast<T *>(const_cast<void *>(a.k)) + at;
+    T *v = static_cast<T *>(const_cast<void *>(a.v)) + at;
+    const T *from = static_cast<const T *>(a.qkv) +
+                    ((size_t)p.seq * (a.heads + 2 * a.kv_heads) + a.heads + p.kv_head) * D;
+    for (int i = threadIdx.x; i < D / 2; i += THREADS) {
+        const float x = to_f32(from[i]), y = to_f32(from[i + D / 2]);
+        k[i] = from_f32<T>(x * cs[i].x - y * cs[i].y);
+        k[i + D / 2] = from_f32<T>(y * cs[i].x + x * cs[i].y);
+    }
+    for (int i = threadIdx.x; i < D; i += THREADS)
+        v[i] = from[(size_t)a.kv_heads * D + i];
+    __syncthreads();
+}
+
+/* Both numbers of a register as f32, and back. */
+template <typename T> __device__ __forceinline__ float2 unpack2(uint32_t v)
+{
+    const T *e = reinterpret_cast<const T *>(&v);
+    return make_float2(to_f32(e[0]), to_f32(e[1]));
+}
+
+/* q[chunk * 4 + r] holds dims chunk * 32 + 8 t + 2 r and the next; a pair's other half is D / 64 chunks on. */
+template <typename T, int D>
+__device__ __forceinline__ void rotate_query(uint32_t (&q)[D / 8], const float2 *cs)
+{
+    constexpr int HALF = D / 16;
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+        const float2 *at = cs + i / 4 * 32 + threadIdx.x % 4 * 8 + i % 4 * 2;
+        const float2 x = unpack2<T>(q[i]), y = unpack2<T>(q[i + HALF]);
+        q[i] = pack2<T>(x.x * at[0].x - y.x * at[0].y, x.y * at[1].x - y.y * at[1].y);
+        q[i + HALF] = pack2<T>(y.x * at[0].x + x.x * at[0].y, y.y * at[1].x + x.y * at[1].y);
+    }
+}
+
 template <typename T, int D>
 __device__ __forceinline__ void attend(const decode_args &a, const part &p, softmax &m,
-                                       float (&o)[D / 16][4])
+                                       float (&o)[D / 16][4], const float2 *cs)
 {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     uint32_t q[D / 8];
@@ -195,21 +264,24 @@ __device__ __forceinline__ void attend(const decode_args &a, const part &p, soft
             x = *reinterpret_cast<const uint4 *>(from + c * 32);
         q[c * 4] = x.x, q[c * 4 + 1] = x.y, q[c * 4 + 2] = x.z, q[c * 4 + 3] = x.w;
     }
+    if constexpr (D % 64 == 0)
+        if (a.inv_freq)
+            rotate_query<T, D>(q, cs);
     tile_regs<D> r;
     int j = p.begin + threadIdx.x / 32 * TILE;
     int32_t block = 0, next = 0;
     if (j < p.end) {
-        block = p.blocks[j / a.block_tokens];
+        block = p.blocks[j >> a.block_shift];
         load_keys<T, D>(r, a, p, block, j);
         load_values<T, D>(r, a, p, block, j);
     }
     if (j + STRIDE < p.end)
-        next = p.blocks[(j + STRIDE) / a.block_tokens];
+        next = p.blocks[(j + STRIDE) >> a.block_shift];
     for (; j < p.end; j += STRIDE) {
         const int ahead = j + STRIDE;
         block = next;
         if (ahead + STRIDE < p.end)
-            next = p.blocks[(ahead + STRIDE) / a.block_tokens];
+            next = p.blocks[(ahead + STRIDE) >> a.block_shift];
         float s[4] = {};
 #pragma unroll
         for (int i = 0; i < D / 16; i++)
@@ -234,10 +306,12 @@ __device__ __forceinline__ void attend(const decode_args &a, const part &p, soft
 template <int D> struct merge_smem {
     float o[WARPS][HEADS][D];
     float m[WARPS][HEADS], l[WARPS][HEADS];
+    float top[HEADS], sum[HEADS]; /* of the block */
+    float factor[WARPS][SPLITS_MAX];
     bool last;
 };
 
-/* Every warp's o, scaled to the block's maximum, into shared memory. Returns nothing: sums are taken after. */
+/* Every warp's o, scaled to the block's maximum, into shared memory, and the block's maxima and sums. */
 template <int D>
 __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 16][4])
 {
@@ -256,7 +330,7 @@ __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 
         float top = -INFINITY;
         for (int w = 0; w < WARPS; w++)
             top = fmaxf(top, sm.m[w][2 * t + i]);
-        f[i] = m.m[i] == -INFINITY ? 0.0f : exp2f(m.m[i] - top);
+        f[i] = m.m[i] == -INFINITY ? 0.0f : power2(m.m[i] - top);
     }
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
@@ -264,19 +338,17 @@ __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 
         for (int e = 0; e < 4; e++)
             sm.o[warp][2 * t + (e & 1)][d + e / 2] = o[i][e] * f[e & 1];
     }
+    if (threadIdx.x < HEADS) {
+        float top = -INFINITY, sum = 0.0f;
+        for (int w = 0; w < WARPS; w++)
+            top = fmaxf(top, sm.m[w][threadIdx.x]);
+        for (int w = 0; w < WARPS; w++)
+            if (sm.m[w][threadIdx.x] != -INFINITY)
+                sum += sm.l[w][threadIdx.x] * power2(sm.m[w][threadIdx.x] - top);
+        sm.top[threadIdx.x] = top;
+        sm.sum[threadIdx.x] = sum;
+    }
     __syncthreads();
-}
-
-/* Maximum and sum of head h over the warps. */
-template <int D> __device__ void head_sums(const merge_smem<D> &sm, int h, float *top, float *sum)
-{
-    *top = -INFINITY;
-    *sum = 0.0f;
-    for (int w = 0; w < WARPS; w++)
-        *top = fmaxf(*top, sm.m[w][h]);
-    for (int w = 0; w < WARPS; w++)
-        if (sm.m[w][h] != -INFINITY)
-            *sum += sm.l[w][h] * exp2f(sm.m[w][h] - *top);
 }
 
 /* Floats of one part in scratch: [HEADS][D] sums, then [HEADS] maxima, then [HEADS] weights. */
@@ -285,26 +357,44 @@ template <int D> __host__ __device__ constexpr size_t part_floats()
     return HEADS * D + 2 * HEADS;
 }
 
+/* A warp per head: first the factor of every part, one lane a part, then the sum. */
 template <typename T, int D>
-__device__ void add_parts(const decode_args &a, const part &p, const float *parts)
+__device__ void add_parts(const decode_args &a, const part &p, const float *parts,
+                          float (&factor)[WARPS][SPLITS_MAX])
 {
-    for (int h = threadIdx.x / 32; h < p.rows; h += WARPS) {
-        float top = -INFINITY, sum = 0.0f, acc[D / 32] = {};
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int h = warp; h < p.rows; h += WARPS) {
+        float m[SPLITS_MAX / 32], l[SPLITS_MAX / 32], top = -INFINITY, sum = 0.0f;
+#pragma unroll
+        for (int k = 0; k < SPLITS_MAX / 32; k++) {
+            const float *from = parts + (k * 32 + lane) * part_floats<D>() + HEADS * D + h;
+            const bool there = k * 32 + lane < p.count;
+            m[k] = there ? __ldcg(from) : -INFINITY;
+            l[k] = there ? __ldcg(from + HEADS) : 0.0f;
+            top = fmaxf(top, m[k]);
+        }
+        for (int x = 1; x < 32; x *= 2)
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, x));
+#pragma unroll
+        for (int k = 0; k < SPLITS_MAX / 32; k++) {
+            const float f = power2(m[k] - top);
+            factor[warp][k * 32 + lane] = f;
+            sum += l[k] * f;
+        }
+        for (int x = 1; x < 32; x *= 2)
+            sum += __shfl_xor_sync(0xffffffffu, sum, x);
+        __syncwarp();
+        float acc[D / 32] = {};
+#pragma unroll 8
         for (int i = 0; i < p.count; i++)
-            top = fmaxf(top, __ldcg(parts + i * part_floats<D>() + HEADS * D + h));
-#pragma unroll 4
-        for (int i = 0; i < p.count; i++) {
-            const float *from = parts + i * part_floats<D>();
-            const float m = __ldcg(from + HEADS * D + h);
-            const float f = m == -INFINITY ? 0.0f : exp2f(m - top);
-            sum += __ldcg(from + HEADS * D + HEADS + h) * f;
 #pragma unroll
             for (int e = 0; e < D / 32; e++)
-                acc[e] += __ldcg(from + h * D + e * 32 + threadIdx.x % 32) * f;
-        }
+                acc[e] +=
+                    __ldcg(parts + i * part_floats<D>() + h * D + e * 32 + lane) * factor[warp][i];
         T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0 + h) * D;
         for (int e = 0; e < D / 32; e++)
-            out[e * 32 + threadIdx.x % 32] = from_f32<T>(acc[e] / sum);
+            out[e * 32 + lane] = from_f32<T>(acc[e] / sum);
+        __syncwarp();
     }
 }
 
@@ -312,6 +402,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decode_args a)
 {
     __shared__ merge_smem<D> sm;
+    __shared__ float2 cs[D / 2];
     start_next();
     wait_previous();
     const part p = find_part(a);
@@ -319,28 +410,31 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
         return;
     softmax m = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     float o[D / 16][4] = {};
-    attend<T, D>(a, p, m, o);
+    if (a.inv_freq) {
+        fill_angles<D>(a, p, cs);
+        if (p.end == p.len)
+            append<T, D>(a, p, cs);
+    }
+    attend<T, D>(a, p, m, o, cs);
     merge_warps<D>(sm, m, o);
 
     const int unit = p.seq * gridDim.y + blockIdx.y;
     float *parts = a.scratch + (size_t)unit * gridDim.x * part_floats<D>();
     float *mine = parts + p.index * part_floats<D>();
+    T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0) * D;
     for (int i = threadIdx.x; i < p.rows * D; i += THREADS) {
-        const int h = i / D, d = i % D;
-        float v = 0.0f, top, sum;
+        float v = 0.0f;
+#pragma unroll
         for (int w = 0; w < WARPS; w++)
-            v += sm.o[w][h][d];
-        head_sums<D>(sm, h, &top, &sum);
-        if (p.count == 1) {
-            T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0 + h) * D;
-            out[d] = from_f32<T>(v / sum);
-            continue;
-        }
-        mine[i] = v;
-        if (d == 0) {
-            mine[HEADS * D + h] = top;
-            mine[HEADS * D + HEADS + h] = sum;
-        }
+            v += sm.o[w][i / D][i % D];
+        if (p.count == 1)
+            out[i] = from_f32<T>(v / sm.sum[i / D]);
+        else
+            mine[i] = v;
+    }
+    if (p.count > 1 && threadIdx.x < p.rows) {
+        mine[HEADS * D + threadIdx.x] = sm.top[threadIdx.x];
+        mine[HEADS * D + HEADS + threadIdx.x] = sm.sum[threadIdx.x];
     }
     if (p.count == 1)
         return;
@@ -355,14 +449,31 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
     if (!sm.last)
         return;
     __threadfence();
-    add_parts<T, D>(a, p, parts);
+    add_parts<T, D>(a, p, parts, sm.factor);
+}
+
+/* Parts of a unit: as few as leave little of the last round of places empty. */
+int find_splits(int units, int places)
+{
+    int best = 1;
+    double best_share = 0.0;
+    for (int s = 1; s <= SPLITS_MAX && (s == 1 || units * s <= 4 * places); s++) {
+        const double rounds = (double)units * s / places;
+        const double share = rounds / ceil(rounds);
+        if (share > best_share + 0.03) {
+            best = s;
+            best_share = share;
+        }
+        if (rounds > 0.95 && best_share > 0.93)
+            break;
+    }
+    return best;
 }
 
 template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const tm_cuda_ctx *c)
 {
     const int units = seqs * a.kv_heads * a.head_groups;
-    const int blocks = c->sms * (D <= 128 ? 3 : 1);
-    int splits = min(max(blocks / units, 1), SPLITS_MAX);
+    int splits = find_splits(units, c->sms * (D <= 128 ? 3 : 1));
     if (units > TM_CUDA_TICKETS ||
         (size_t)units * splits * part_floats<D>() * sizeof(float) > TM_CUDA_SCRATCH_BYTES)
         splits = 1;
@@ -389,13 +500,21 @@ cudaError_t launch_dim(const decode_args &a, int head_dim, int seqs, const tm_cu
 
 } /* namespace */
 
+extern "C" bool tm_cuda_rope_decode_fits(const tm_rope_append_args *r)
+{
+    return r->rotary_dim == r->head_dim && r->head_dim % 64 == 0 && !r->interleaved &&
+           r->n_heads / r->n_kv_heads <= HEADS;
+}
+
 extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a,
+                                                       const tm_rope_append_args *r,
                                                        const tm_cuda_ctx *c)
 {
     const tm_batch *b = a->batch;
     if (b->n_decode == 0)
         return cudaSuccess;
-    if (a->kv->dtype != c->act || a->kv->block_tokens % TILE != 0)
+    if (a->kv->dtype != c->act || a->kv->block_tokens < TILE ||
+        (a->kv->block_tokens & (a->kv->block_tokens - 1)) != 0)
         return cudaErrorInvalidValue;
     decode_args d = {};
     d.out = a->out;
@@ -403,20 +522,23 @@ extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *
     d.k = a->kv->k;
     d.v = a->kv->v;
     d.blocks = b->blocks;
-    d.positions = b->positions;
     d.kv_len = b->kv_len;
     d.alibi = a->alibi;
     d.scratch = c->scratch;
     d.tickets = c->tickets;
     d.max_blocks = b->max_blocks;
-    d.block_tokens = a->kv->block_tokens;
+    while (1 << d.block_shift < a->kv->block_tokens)
+        d.block_shift++;
     d.heads = a->n_heads;
     d.kv_heads = a->n_kv_heads;
     d.group = a->n_heads / a->n_kv_heads;
     d.head_groups = (d.group + HEADS - 1) / HEADS;
     d.window = a->window;
+    d.inv_freq = r ? r->inv_freq : NULL;
+    d.mscale = r ? r->mscale : 1.0f;
     d.scale = a->scale;
     d.softcap = a->softcap;
+    d.shaped = a->softcap > 0.0f || a->alibi;
     return c->act == TM_DTYPE_BF16 ? launch_dim<__nv_bfloat16>(d, a->head_dim, b->n_decode, c)
                                    : launch_dim<__half>(d, a->head_dim, b->n_decode, c);
 }

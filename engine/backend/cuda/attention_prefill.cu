@@ -61,14 +61,22 @@ __device__ bool find_tile(const prefill_args &a, int rows, int index, tile *out)
     return false;
 }
 
-/* KEYS rows of a kv head from key j0 on, zeros behind the sequence. */
+/* KEYS rows of a kv head from key j0 on, zeros behind the sequence. Blocks of KEYS tokens are the common case. */
 template <typename T, int D>
 __device__ __forceinline__ void copy_keys(const prefill_args &a, const tile &t, const void *cache,
                                           int kv_head, T *to, int j0)
 {
     constexpr int CHUNKS = D / 8;
     const T *from = static_cast<const T *>(cache);
+    if (a.block_tokens == KEYS) {
+        from += (size_t)(t.blocks[j0 / KEYS] * a.kv_heads + kv_head) * (KEYS * D);
 #pragma unroll
+        for (int i = threadIdx.x; i < KEYS * CHUNKS; i += THREADS)
+            copy_async(to + i / CHUNKS * geometry<D>::LD + i % CHUNKS * 8, from + i * 8,
+                       j0 + i / CHUNKS < t.len);
+        copy_commit();
+        return;
+    }
     for (int i = threadIdx.x; i < KEYS * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, c = i % CHUNKS * 8, key = j0 + row;
         const bool valid = key < t.len;
@@ -125,17 +133,11 @@ __device__ __forceinline__ void scores(float (&s)[geometry<D>::MT][KEYS / 8][4],
     }
 }
 
-/* Scale, cap, bias and mask of one row's score of a key; in powers of two. */
-__device__ __forceinline__ float key_score(const prefill_args &a, float s, float slope, int pos,
-                                           int key, bool masked)
+__device__ __forceinline__ float power2(float x)
 {
-    s *= a.scale;
-    if (a.softcap > 0.0f)
-        s = a.softcap * tanhf(s / a.softcap);
-    s = (s + slope * (float)(key - pos)) * LOG2E;
-    if (masked && (key > pos || (a.window > 0 && key <= pos - a.window)))
-        return -INFINITY;
-    return s;
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 template <typename T, int D> struct warp_rows {
@@ -144,31 +146,63 @@ template <typename T, int D> struct warp_rows {
     float m[MT][2], l[MT][2]; /* rows g and g + 8 of each piece; l is the lane's own share */
 };
 
-template <typename T, int D>
-__device__ __forceinline__ void soften(const prefill_args &a, warp_rows<T, D> &w,
-                                       float (&s)[geometry<D>::MT][KEYS / 8][4], float slope,
-                                       int pos, int j0, bool masked)
+/* Cap and bias, where the model has them: scores become what the softmax takes, in powers of two. By value and out
+ * of line: the common loop keeps its registers. */
+template <int MT> struct score_block {
+    float s[MT][KEYS / 8][4];
+};
+
+template <int MT>
+__device__ __noinline__ score_block<MT> shape_scores(score_block<MT> b, float scale, float cap,
+                                                     float slope, int first)
 {
-    const int t = threadIdx.x % 4;
+    for (int m = 0; m < MT; m++)
+        for (int n = 0; n < KEYS / 8; n++)
+            for (int e = 0; e < 4; e++) {
+                const int ahead = first + n * 8 + threadIdx.x % 4 * 2 + e % 2 - m * 16 - e / 2 * 8;
+                float x = b.s[m][n][e] * scale;
+                if (cap > 0.0f)
+                    x = cap * tanhf(x / cap);
+                b.s[m][n][e] = (x + slope * (float)ahead) * LOG2E;
+            }
+    return b;
+}
+
+/* Keys that a row does not see. */
+template <int MT>
+__device__ __forceinline__ void mask_scores(float (&s)[MT][KEYS / 8][4], int window, int pos,
+                                            int j0)
+{
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int p = pos + m * 16 + e / 2 * 8;
+                const int key = j0 + n * 8 + threadIdx.x % 4 * 2 + e % 2;
+                if (key > p || (window > 0 && key <= p - window))
+                    s[m][n][e] = -INFINITY;
+            }
+}
+
+/* Scores become weights, 2^(factor * (s - maximum)); o and l are scaled to the new maximum. */
+template <typename T, int D>
+__device__ __forceinline__ void soften(warp_rows<T, D> &w, float (&s)[geometry<D>::MT][KEYS / 8][4],
+                                       float factor)
+{
 #pragma unroll
     for (int m = 0; m < geometry<D>::MT; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int p = pos + m * 16 + h * 8;
-            float top = -INFINITY;
+            float top = w.m[m][h];
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float &x = s[m][n][2 * h + e];
-                    x = key_score(a, x, slope, p, j0 + n * 8 + 2 * t + e, masked);
-                    top = fmaxf(top, x);
-                }
+                top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            top = fmaxf(top, w.m[m][h]);
-            const float safe = top == -INFINITY ? 0.0f : top;
-            const float corr = exp2f(w.m[m][h] - safe);
+            const float safe = top == -INFINITY ? 0.0f : top * factor;
+            const float corr = power2(w.m[m][h] * factor - safe);
             w.m[m][h] = top;
             float sum = 0.0f;
 #pragma unroll
@@ -176,7 +210,7 @@ __device__ __forceinline__ void soften(const prefill_args &a, warp_rows<T, D> &w
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &x = s[m][n][2 * h + e];
-                    x = exp2f(x - safe);
+                    x = power2(x * factor - safe);
                     sum += x;
                 }
             w.l[m][h] = w.l[m][h] * corr + sum;
@@ -263,6 +297,8 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(prefill_args a)
     const int pos = t.pos0 + warp_row + threadIdx.x % 32 / 4;
     const float slope = a.alibi ? a.alibi[head] : 0.0f;
     const int last = (t.pos0 + t.rows - 1) / KEYS * KEYS;
+    const bool shaped = a.softcap > 0.0f || a.alibi;
+    const float factor = shaped ? 1.0f : a.scale * LOG2E;
     const int first = a.window > 0 ? max(t.pos0 - a.window + 1, 0) / KEYS * KEYS : 0;
 
     warp_rows<T, D> w = {};
@@ -271,22 +307,25 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(prefill_args a)
     copy_queries<T, D>(a, t, head, q);
     copy_keys<T, D>(a, t, a.k, kv_head, k, last);
     for (int j = last; j >= first; j -= KEYS) {
-        float s[MT][KEYS / 8][4];
+        score_block<MT> b;
         copy_wait<0>();
         __syncthreads(); /* keys are there, and the last tile's values have been used */
         copy_keys<T, D>(a, t, a.v, kv_head, v, j);
-        scores<T, D>(s, q + warp_row * LD, k);
+        scores<T, D>(b.s, q + warp_row * LD, k);
         __syncthreads(); /* the keys have been used */
         if (j > first)
             copy_keys<T, D>(a, t, a.k, kv_head, k, j - KEYS);
-        const bool masked = j + KEYS > t.pos0 + 1 || a.window > 0;
-        soften<T, D>(a, w, s, slope, pos, j, masked);
+        if (shaped)
+            b = shape_scores<MT>(b, a.scale, a.softcap, slope, j - pos);
+        if (j + KEYS > t.pos0 + 1 || a.window > 0)
+            mask_scores<MT>(b.s, a.window, pos, j);
+        soften<T, D>(w, b.s, factor);
         if (j > first)
             copy_wait<1>();
         else
             copy_wait<0>();
         __syncthreads(); /* values are there */
-        weigh<T, D>(w, s, v);
+        weigh<T, D>(w, b.s, v);
     }
     store_rows<T, D>(a, t, w, q, head);
 }

@@ -13,8 +13,6 @@ extern "C" {
 
 #define TM_CUDA_SCRATCH_BYTES ((size_t)64 << 20)
 #define TM_CUDA_TICKETS       (1 << 16)
-/* Tokens up to which a weight is streamed by our own kernel instead of cuBLASLt. */
-#define TM_CUDA_SKINNY_MAX 32
 
 /* What every launch needs of the device. */
 typedef struct tm_cuda_ctx {
@@ -32,16 +30,24 @@ cudaError_t tm_cuda_embed_launch(const tm_embed_args *a, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_gather_rows_launch(const tm_gather_rows_args *a, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_act_launch(const tm_act_args *a, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_rope_append_launch(const tm_rope_append_args *a, const tm_cuda_ctx *c);
-cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
+/* r, or NULL: rotates q and appends k and v first, in the same kernel, where tm_cuda_rope_decode_fits. */
+cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a,
+                                            const tm_rope_append_args *r, const tm_cuda_ctx *c);
+bool tm_cuda_rope_decode_fits(const tm_rope_append_args *r);
 cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_cuda_ctx *c);
 
-/* True when the skinny kernels take the shape: K a multiple of 32 and at most TM_CUDA_SKINNY_MAX tokens. */
+/* True when the kernel of few tokens takes the shape: at most 8 tokens, K a multiple of 64. */
 bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx, const tm_cuda_ctx *c);
 bool tm_cuda_skinny_gated_fits(const tm_linear_gated_args *a, const tm_cuda_ctx *c);
-cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
+/* True when the norm in front of a layer that fits can be part of the same kernel. */
+bool tm_cuda_skinny_norm_fits(const tm_norm_args *n, const tm_weight *w);
+/* n, or NULL: then x is given. */
+cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_norm_args *n,
+                                  const tm_cuda_ctx *c);
 /* out[T,F] = act(x W_gate^T) * (x W_up^T); no bias. */
-cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a, const tm_norm_args *n,
+                                        const tm_cuda_ctx *c);
 /* Any shape, slowly: one warp per output. */
 cudaError_t tm_cuda_linear_any_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
 /* out[T,N] = bias in every row. */

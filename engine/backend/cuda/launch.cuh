@@ -29,17 +29,19 @@ template <typename T> struct same {
     typedef T type;
 };
 
-/* Arguments are converted to the kernel's parameter types. More than 48 KiB of shared memory is asked for. */
+/* Arguments are converted to the kernel's parameter types. Shared memory near 48 KiB and above is asked for; what
+ * the kernel has in static arrays counts, too. All kernels ask for the same split of L1 and shared memory: a
+ * multiprocessor changes it only when it is empty, and then no kernel starts beside the one in front. */
 template <typename... P>
 cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid, int threads,
                           size_t smem, typename same<P>::type... args)
 {
-    if (smem > 48 * 1024) {
-        cudaError_t e =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-        if (e != cudaSuccess)
-            return e;
-    }
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared);
+    if (e == cudaSuccess && smem > 40 * 1024)
+        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    if (e != cudaSuccess)
+        return e;
     cudaLaunchAttribute attr = {};
     attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attr.val.programmaticStreamSerializationAllowed = 1;

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(THREADS_MAX) norm_kernel(tm_norm_args a)
 #pragma unroll
             for (int j = 0; j < V; j++)
                 r.e[j] = from_f32<T>(to_f32(r.e[j]) + to_f32(d.e[j]));
-            store_pack<T, V>(a.residual, row + i, r);
+            store_pack<T, V>(a.residual_out ? a.residual_out : a.residual, row + i, r);
         }
 #pragma unroll
         for (int j = 0; j < V; j++) {

@@ -35,7 +35,16 @@ static tm_status op_attention_prefill(tm_device *dev, const tm_attention_args *a
 
 static tm_status op_attention_decode(tm_device *dev, const tm_attention_args *a)
 {
-    return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, &dev->ctx));
+    return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, NULL, &dev->ctx));
+}
+
+static tm_status op_rope_attention_decode(tm_device *dev, const tm_rope_append_args *r,
+                                          const tm_attention_args *a)
+{
+    if (tm_cuda_rope_decode_fits(r))
+        return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, r, &dev->ctx));
+    TM_TRY(op_rope_append(dev, r));
+    return op_attention_decode(dev, a);
 }
 
 static tm_status op_argmax(tm_device *dev, const tm_argmax_args *a)
@@ -61,7 +70,7 @@ static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
     if (a->n_tokens == 0)
         return TM_OK;
     if (tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx))
-        return TM_CUDA(dev, tm_cuda_skinny_launch(a, &dev->ctx));
+        return TM_CUDA(dev, tm_cuda_skinny_launch(a, NULL, &dev->ctx));
     if (tm_cuda_gemm_fits(a, &dev->ctx))
         return gemm(dev, a);
     return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
@@ -72,7 +81,7 @@ static tm_status op_linear_gated(tm_device *dev, const tm_linear_gated_args *a)
     if (a->n_tokens == 0)
         return TM_OK;
     if (tm_cuda_skinny_gated_fits(a, &dev->ctx))
-        return TM_CUDA(dev, tm_cuda_skinny_gated_launch(a, &dev->ctx));
+        return TM_CUDA(dev, tm_cuda_skinny_gated_launch(a, NULL, &dev->ctx));
     const tm_linear_args l = {.out = a->gate_up,
                               .x = a->x,
                               .w = a->w,
@@ -87,6 +96,25 @@ static tm_status op_linear_gated(tm_device *dev, const tm_linear_gated_args *a)
                            .gated = true};
     TM_TRY(op_linear(dev, &l));
     return op_act(dev, &s);
+}
+
+static tm_status op_norm_linear(tm_device *dev, const tm_norm_args *n, const tm_linear_args *a)
+{
+    if (a->n_tokens > 0 && tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx) &&
+        tm_cuda_skinny_norm_fits(n, a->w))
+        return TM_CUDA(dev, tm_cuda_skinny_launch(a, n, &dev->ctx));
+    TM_TRY(op_norm(dev, n));
+    return op_linear(dev, a);
+}
+
+static tm_status op_norm_linear_gated(tm_device *dev, const tm_norm_args *n,
+                                      const tm_linear_gated_args *a)
+{
+    if (a->n_tokens > 0 && tm_cuda_skinny_gated_fits(a, &dev->ctx) &&
+        tm_cuda_skinny_norm_fits(n, a->w))
+        return TM_CUDA(dev, tm_cuda_skinny_gated_launch(a, n, &dev->ctx));
+    TM_TRY(op_norm(dev, n));
+    return op_linear_gated(dev, a);
 }
 
 /* Weights are used as they lie in memory. */
@@ -104,7 +132,7 @@ static void op_linear_release(tm_device *dev, tm_weight *w)
 static bool op_attention_fits(int head_dim, int block_tokens)
 {
     return (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256) &&
-           block_tokens % 16 == 0;
+           block_tokens >= 16 && (block_tokens & (block_tokens - 1)) == 0;
 }
 
 const tm_op_table tm_cuda_ops = {
@@ -121,4 +149,7 @@ const tm_op_table tm_cuda_ops = {
     .attention_fits = op_attention_fits,
     .linear_gated = op_linear_gated,
     .argmax = op_argmax,
+    .norm_linear = op_norm_linear,
+    .norm_linear_gated = op_norm_linear_gated,
+    .rope_attention_decode = op_rope_attention_decode,
 };

@@ -1,15 +1,18 @@
 /* Linear layers of few tokens: the weight is streamed once, at the speed of memory.
  *
  * A tile is 16 rows of W (gated: 8 gate rows and the 8 up rows that belong to them) on the M side of the tensor
- * core, the tokens are its N side, 8 at a time. The warps of a block share a tile and split K between them 32
- * columns at a time in turn, so a block reads each row in pieces of 512 neighbouring bytes. A lane owns 8
- * neighbouring k of two rows: two 16-byte loads feed two products, nothing goes through shared memory. DEPTH
- * such steps are under way per warp; they run on across the ends of tiles, and the first ones are asked for
- * before the kernel waits for the one in front of it, because weights depend on nothing.
+ * core, the tokens, up to 8, are its N side. There is one block per multiprocessor, and tiles go round. The
+ * warps of a block share a tile and split K between them 64 columns at a time in turn, so a warp reads whole
+ * 128-byte lines and a block 2 KiB of each row. A lane owns 8 neighbouring k of two rows: two 16-byte loads feed two
+ * products, weights do not go through shared memory. DEPTH steps of 2 KiB are under way per warp; they run on
+ * across the ends of tiles.
  *
- * x of the block's slice of K lies in shared memory, [tokens][k] with rows an odd multiple of 64 bytes apart
- * (no bank conflicts). When it does not fit, K is cut into slices (grid y); the last block to finish a tile adds
- * the partial sums, in order, so that the result does not depend on timing.
+ * Weights depend on nothing, so before the kernel waits for the one in front of it, it asks for its first steps, and
+ * has the rest of its first AHEAD_BYTES brought to L2. With 64 registers a thread a block of the next kernel fits
+ * beside this one: memory does not rest between them.
+ *
+ * x lies in shared memory, [tokens][k] with rows an odd multiple of 64 bytes apart (no bank conflicts). Shapes whose x
+ * does not fit are left to cuBLASLt, which reaches the same speed from some 8 tokens on (bench/kernels).
  *
  * Bytes moved: N * K * 2 from memory, plus T * K * 2 per block from L2. An output depends on its row of x
  * alone, but which kernel computes it, and so its last bit, depends on T. */
@@ -20,10 +23,15 @@
 namespace
 {
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int DEPTH = 4;
-constexpr int STEP = 32;                 /* k of one step of a warp */
-constexpr size_t X_BYTES_MAX = 96 << 10; /* of one slice: two blocks per multiprocessor */
+/* Up to here every block computing the norm beats a kernel of its own. */
+constexpr int NORM_TOKENS = 2;
+constexpr int WARPS = 16, THREADS = 32 * WARPS;
+constexpr int DEPTH = 2;
+constexpr int STEP = 64; /* k of one step of a warp */
+constexpr int STEP_BYTES = 16 * STEP * 2;
+constexpr size_t X_BYTES_MAX = 160 << 10;
+constexpr int TOKENS_MAX = 8;
+constexpr int AHEAD_BYTES = 128 << 10; /* of a block: 17 MB of L2 in all */
 
 struct skinny_args {
     const void *w, *x;
@@ -32,40 +40,114 @@ struct skinny_args {
     int n, k, tokens, ldx, ldo, tiles, stride; /* stride: of x in shared memory, elements */
     bool f32_out;
     tm_act_kind act;
-    float *scratch;
-    int *tickets;
+    /* With norm_w, x is norm(residual + delta) * norm_w, computed by every block; block 0 writes the sum. */
+    const void *residual, *delta;
+    void *residual_out;
+    const float *norm_w;
+    float eps, one; /* one: 1 where the weight is 1 + w */
 };
 
-/* The weights under way: DEPTH steps of rows g and g + 8 of the tile at the cursor. */
+/* The weights under way: DEPTH steps of rows g and g + 8 of the tile at the cursor, two halves of 32 k each. */
 template <typename T, bool GATED> struct weight_stream {
-    uint4 lo[DEPTH], hi[DEPTH];
-    const T *row_lo, *row_hi;
+    uint4 lo[DEPTH][2], hi[DEPTH][2];
+    const T *row_lo;
+    size_t apart; /* of the two rows, numbers */
     int tile, group;
 
-    __device__ void seek(const skinny_args &a, int k0, int g, int t)
+    __device__ __forceinline__ void seek(const skinny_args &a, int g, int t)
     {
-        const T *w = static_cast<const T *>(a.w) + k0 + t * 8;
-        int lo_row = min(GATED ? tile * 8 + g : tile * 16 + g, a.n - 1);
-        int hi_row = GATED ? a.n + lo_row : min(tile * 16 + 8 + g, a.n - 1);
-        row_lo = w + (size_t)lo_row * a.k;
-        row_hi = w + (size_t)hi_row * a.k;
+        const int lo_row = min(GATED ? tile * 8 + g : tile * 16 + g, a.n - 1);
+        const int hi_row = GATED ? a.n + lo_row : min(tile * 16 + 8 + g, a.n - 1);
+        row_lo = static_cast<const T *>(a.w) + t * 8 + (size_t)lo_row * a.k;
+        apart = (size_t)(hi_row - lo_row) * a.k;
     }
-    __device__ void load(const skinny_args &a, int i, int step, int steps)
+    /* The tile's rows into L2: two lanes of a quad take a row each, 128 bytes (64 k) a step. */
+    __device__ __forceinline__ void prefetch(int warp, int t, int steps) const
     {
-        if (tile < a.tiles && step < steps) {
-            lo[i] = load_weights(row_lo + (size_t)step * STEP);
-            hi[i] = load_weights(row_hi + (size_t)step * STEP);
-        }
+        const T *p = row_lo - t * 8 + (t == 1 ? apart : 0);
+        if (t < 2)
+            for (int s = warp; s < steps; s += WARPS)
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(p + (size_t)s * STEP));
+    }
+    __device__ __forceinline__ void load(const skinny_args &a, int i, int step, int steps)
+    {
+        if (tile >= a.tiles || step >= steps)
+            return;
+        const T *p = row_lo + (size_t)step * STEP;
+        lo[i][0] = load_weights(p);
+        hi[i][0] = load_weights(p + apart);
+        lo[i][1] = load_weights(p + 32);
+        hi[i][1] = load_weights(p + apart + 32);
     }
 };
 
-template <typename T, int NT> __device__ void load_x(const skinny_args &a, T *xs, int k0, int steps)
+/* The block's first tiles, as far as AHEAD_BYTES go. */
+template <typename T, bool GATED>
+__device__ __forceinline__ void prefetch_ahead(const skinny_args &a, weight_stream<T, GATED> w,
+                                               int steps)
 {
-    const int packs = steps * (STEP / 8);
-    for (int i = threadIdx.x; i < packs * a.tokens; i += THREADS) {
-        int row = i / packs, at = i % packs * 8;
-        *reinterpret_cast<uint4 *>(xs + row * a.stride + at) = *reinterpret_cast<const uint4 *>(
-            static_cast<const T *>(a.x) + (size_t)row * a.ldx + k0 + at);
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int bytes = 0; bytes < AHEAD_BYTES && w.tile < a.tiles; bytes += steps * STEP_BYTES) {
+        w.prefetch(warp, t, min(steps, (AHEAD_BYTES - bytes) / STEP_BYTES));
+        w.tile += gridDim.x;
+        w.seek(a, g, t);
+    }
+}
+
+template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
+{
+    for (int row = 0; row < a.tokens; row++) {
+        const T *from = static_cast<const T *>(a.x) + (size_t)row * a.ldx;
+        for (int i = threadIdx.x * 8; i < a.k; i += THREADS * 8)
+            copy_async(xs + row * a.stride + i, from + i, true);
+    }
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+}
+
+/* The same, as the RMS norm of residual + delta. The sum is rounded before it is normalised and what is normalised is
+ * rounded again, as the norm operator does. */
+template <typename T> __device__ void load_normed(const skinny_args &a, T *xs)
+{
+    __shared__ float sums[NORM_TOKENS][WARPS];
+    const int packs = a.k / 8, warp = threadIdx.x / 32;
+    for (int row = 0; row < a.tokens; row++) {
+        float sum = 0.0f;
+        for (int i = threadIdx.x; i < packs; i += THREADS) {
+            const size_t at = (size_t)row * packs + i;
+            pack<T, 8> r = load_pack<T, 8>(a.residual, at);
+            if (a.delta) {
+                pack<T, 8> d = load_pack<T, 8>(a.delta, at);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    r.e[j] = from_f32<T>(to_f32(r.e[j]) + to_f32(d.e[j]));
+                if (blockIdx.x == 0)
+                    store_pack<T, 8>(a.residual_out, at, r);
+            }
+            store_pack<T, 8>(xs + row * a.stride, i, r);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum += to_f32(r.e[j]) * to_f32(r.e[j]);
+        }
+        for (int i = 16; i > 0; i >>= 1)
+            sum += __shfl_xor_sync(0xffffffffu, sum, i);
+        if (threadIdx.x % 32 == 0)
+            sums[row][warp] = sum;
+    }
+    __syncthreads();
+    for (int row = 0; row < a.tokens; row++) {
+        float sum = 0.0f;
+        for (int i = 0; i < WARPS; i++)
+            sum += sums[row][i];
+        const float inv = rsqrtf(sum / a.k + a.eps);
+        for (int i = threadIdx.x; i < packs; i += THREADS) {
+            pack<T, 8> r = load_pack<T, 8>(xs + row * a.stride, i);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                r.e[j] = from_f32<T>(to_f32(r.e[j]) * inv * (a.one + a.norm_w[i * 8 + j]));
+            store_pack<T, 8>(xs + row * a.stride, i, r);
+        }
     }
     __syncthreads();
 }
@@ -83,193 +165,136 @@ template <typename T> __device__ void store_out(const skinny_args &a, int row, i
         static_cast<T *>(a.out)[at] = from_f32<T>(v);
 }
 
-/* Sum over the warps of element e of the tile's accumulators, [NT][lane][4]. */
-template <int NT> __device__ float sum_warps(const float *red, int e)
+/* Sum over the warps of element e of the tile's accumulators, [lane][4]. */
+__device__ __forceinline__ float sum_warps(const float *red, int e)
 {
     float v = 0.0f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++)
-        v += red[w * NT * 128 + e];
+        v += red[w * 128 + e];
     return v;
 }
 
-/* True in the block that finished the tile last; then all partial sums are in scratch. */
-template <int NT> __device__ bool share_partial(const skinny_args &a, const float *red, int tile)
+template <typename T>
+__device__ __forceinline__ void finish_tile(const skinny_args &a, const float *red, int tile)
 {
-    __shared__ bool last;
-    float *mine = a.scratch + ((size_t)tile * gridDim.y + blockIdx.y) * (NT * 128);
-    for (int e = threadIdx.x; e < NT * 128; e += THREADS)
-        mine[e] = sum_warps<NT>(red, e);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(&a.tickets[tile], 1) == (int)gridDim.y - 1;
-        if (last)
-            a.tickets[tile] = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-}
-
-template <typename T, int NT>
-__device__ void finish_tile(const skinny_args &a, const float *red, int tile)
-{
-    const bool split = gridDim.y > 1;
-    if (split && !share_partial<NT>(a, red, tile))
-        return;
-    for (int e = threadIdx.x; e < NT * 128; e += THREADS) {
-        float v = 0.0f;
-        if (split)
-            for (int y = 0; y < (int)gridDim.y; y++)
-                v += __ldcg(a.scratch + ((size_t)tile * gridDim.y + y) * (NT * 128) + e);
-        else
-            v = sum_warps<NT>(red, e);
-        const int lane = e % 128 / 4, r = e % 4;
-        store_out<T>(a, tile * 16 + lane / 4 + (r & 2) * 4, e / 128 * 8 + lane % 4 * 2 + (r & 1),
-                     v);
-    }
+    const int e = threadIdx.x, lane = e / 4;
+    if (e < 128)
+        store_out<T>(a, tile * 16 + lane / 4 + (e & 2) * 4, lane % 4 * 2 + (e & 1),
+                     sum_warps(red, e));
 }
 
 /* Rows g of the tile are gates, rows g + 8 what they multiply. */
-template <typename T, int NT>
-__device__ void finish_gated(const skinny_args &a, const float *red, int tile)
+template <typename T>
+__device__ __forceinline__ void finish_gated(const skinny_args &a, const float *red, int tile)
 {
-    for (int i = threadIdx.x; i < NT * 64; i += THREADS) {
-        const int e = i / 2 * 4 + i % 2, lane = e % 128 / 4;
-        float v = activate(sum_warps<NT>(red, e), a.act) * sum_warps<NT>(red, e + 2);
-        store_out<T>(a, tile * 8 + lane / 4, e / 128 * 8 + lane % 4 * 2 + i % 2, v);
+    const int i = threadIdx.x, e = i / 2 * 4 + i % 2, lane = e / 4;
+    if (i < 64)
+        store_out<T>(a, tile * 8 + lane / 4, lane % 4 * 2 + i % 2,
+                     activate(sum_warps(red, e), a.act) * sum_warps(red, e + 2));
+}
+
+/* One step: 64 k of the tile against all tokens. */
+template <typename T>
+__device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
+                                         const uint4 (&hi)[2], const T *xs, bool token)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (token)
+            x = *reinterpret_cast<const uint4 *>(xs + h * 32);
+        mma<T>(acc, lo[h].x, hi[h].x, lo[h].y, hi[h].y, x.x, x.y);
+        mma<T>(acc, lo[h].z, hi[h].z, lo[h].w, hi[h].w, x.z, x.w);
     }
 }
 
-template <typename T, int NT, bool GATED>
-__global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) skinny_kernel(skinny_args a)
+template <typename T, bool GATED>
+__global__ void __launch_bounds__(THREADS, 2) skinny_kernel(skinny_args a)
 {
     extern __shared__ uint4 smem[];
-    float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][NT][32 lanes][4] */
-    T *xs = reinterpret_cast<T *>(red + 2 * WARPS * NT * 128);
+    float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
+    T *xs = reinterpret_cast<T *>(red + 2 * WARPS * 128);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int all = a.k / STEP, s0 = all * (int)blockIdx.y / (int)gridDim.y;
-    const int steps = all * (int)(blockIdx.y + 1) / (int)gridDim.y - s0;
-    const int groups = (steps + WARPS * DEPTH - 1) / (WARPS * DEPTH);
+    const int steps = a.k / STEP, groups = (steps + WARPS * DEPTH - 1) / (WARPS * DEPTH);
 
     weight_stream<T, GATED> w;
     w.tile = blockIdx.x;
     w.group = 0;
-    w.seek(a, s0 * STEP, g, t);
+    w.seek(a, g, t);
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
         w.load(a, d, warp + WARPS * d, steps);
+    prefetch_ahead<T, GATED>(a, w, steps);
     start_next();
     wait_previous();
-    load_x<T, NT>(a, xs, s0 * STEP, steps);
+    if (a.norm_w)
+        load_normed<T>(a, xs);
+    else
+        load_x<T>(a, xs);
 
+    const T *mine = xs + g * a.stride + t * 8;
     int buffer = 0;
     for (int tile = blockIdx.x; tile < a.tiles; tile += gridDim.x) {
-        float acc[NT][4] = {};
-        for (int group = 0; group < groups; group++) {
+        float acc[4] = {};
+        for (int s = warp; s < groups * WARPS * DEPTH; s += WARPS * DEPTH) {
             if (++w.group == groups) {
                 w.group = 0;
                 w.tile += gridDim.x;
-                w.seek(a, s0 * STEP, g, t);
+                w.seek(a, g, t);
             }
 #pragma unroll
             for (int d = 0; d < DEPTH; d++) {
-                const int s = warp + WARPS * (group * DEPTH + d);
-                if (s < steps) {
-#pragma unroll
-                    for (int nt = 0; nt < NT; nt++) {
-                        const int token = nt * 8 + g;
-                        uint4 x = make_uint4(0, 0, 0, 0);
-                        if (token < a.tokens)
-                            x = *reinterpret_cast<const uint4 *>(xs + token * a.stride + s * STEP +
-                                                                 t * 8);
-                        mma<T>(acc[nt], w.lo[d].x, w.hi[d].x, w.lo[d].y, w.hi[d].y, x.x, x.y);
-                        mma<T>(acc[nt], w.lo[d].z, w.hi[d].z, w.lo[d].w, w.hi[d].w, x.z, x.w);
-                    }
-                }
+                if (s + WARPS * d < steps)
+                    multiply<T>(acc, w.lo[d], w.hi[d], mine + (s + WARPS * d) * STEP, g < a.tokens);
                 w.load(a, d, warp + WARPS * (w.group * DEPTH + d), steps);
             }
         }
-        float *mine = red + buffer * (WARPS * NT * 128);
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++)
-            *reinterpret_cast<float4 *>(mine + (warp * NT + nt) * 128 + lane * 4) =
-                make_float4(acc[nt][0], acc[nt][1], acc[nt][2], acc[nt][3]);
+        float *out = red + buffer * (WARPS * 128);
+        *reinterpret_cast<float4 *>(out + warp * 128 + lane * 4) =
+            make_float4(acc[0], acc[1], acc[2], acc[3]);
         __syncthreads();
         if (GATED)
-            finish_gated<T, NT>(a, mine, tile);
+            finish_gated<T>(a, out, tile);
         else
-            finish_tile<T, NT>(a, mine, tile);
+            finish_tile<T>(a, out, tile);
         buffer ^= 1; /* whoever writes this buffer again has passed the next barrier */
     }
 }
 
-struct shape {
-    int nt, slices, stride;
-    size_t smem;
-};
-
-shape shape_of(int k, int tokens)
+/* x in shared memory: numbers from row to row, and bytes in all. */
+int stride_of(int k)
 {
-    shape s;
-    s.nt = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
-    const size_t bytes = (size_t)tokens * k * 2;
-    s.slices = (int)((bytes + X_BYTES_MAX - 1) / X_BYTES_MAX);
-    const int steps = (k / STEP + s.slices - 1) / s.slices;
-    s.stride = (steps | 1) * STEP;
-    s.smem = (size_t)2 * WARPS * s.nt * 128 * sizeof(float) + (size_t)tokens * s.stride * 2;
-    return s;
+    return k + 32;
 }
 
-template <typename T, int NT>
-cudaError_t launch(const skinny_args &a, const shape &s, bool gated, const tm_cuda_ctx *c)
+size_t x_bytes(int k, int tokens)
 {
-    const int per_sm = s.smem < (72u << 10) ? 3 : 2;
-    const int wide = max(c->sms * (NT == 1 ? per_sm : 2) / s.slices, 1);
-    dim3 grid((unsigned)min(wide, a.tiles), (unsigned)s.slices);
-    if (gated)
-        return launch_kernel(c, skinny_kernel<T, NT, true>, grid, THREADS, s.smem, a);
-    return launch_kernel(c, skinny_kernel<T, NT, false>, grid, THREADS, s.smem, a);
-}
-
-template <typename T>
-cudaError_t launch_tokens(const skinny_args &a, const shape &s, bool gated, const tm_cuda_ctx *c)
-{
-    switch (s.nt) {
-    case 1:
-        return launch<T, 1>(a, s, gated, c);
-    case 2:
-        return launch<T, 2>(a, s, gated, c);
-    default:
-        return launch<T, 4>(a, s, gated, c);
-    }
+    return (size_t)tokens * stride_of(k) * 2;
 }
 
 cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 {
-    const shape s = shape_of(a.k, a.tokens);
-    a.stride = s.stride;
-    a.scratch = c->scratch;
-    a.tickets = c->tickets;
-    return c->act == TM_DTYPE_BF16 ? launch_tokens<__nv_bfloat16>(a, s, gated, c)
-                                   : launch_tokens<__half>(a, s, gated, c);
+    const size_t smem = 2 * WARPS * 128 * sizeof(float) + x_bytes(a.k, a.tokens);
+    const dim3 grid((unsigned)min(c->sms, a.tiles));
+    a.stride = stride_of(a.k);
+    if (c->act == TM_DTYPE_BF16)
+        return launch_kernel(
+            c, gated ? skinny_kernel<__nv_bfloat16, true> : skinny_kernel<__nv_bfloat16, false>,
+            grid, THREADS, smem, a);
+    return launch_kernel(c, gated ? skinny_kernel<__half, true> : skinny_kernel<__half, false>,
+                         grid, THREADS, smem, a);
 }
 
 } /* namespace */
 
 extern "C" bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx, const tm_cuda_ctx *c)
 {
-    if (w->dtype != c->act || w->k % STEP != 0 || ldx % 8 != 0 || n_tokens > TM_CUDA_SKINNY_MAX)
-        return false;
-    const shape s = shape_of(w->k, n_tokens);
-    const size_t tiles = ((size_t)w->n + 15) / 16;
-    return s.slices == 1 ||
-           (tiles <= TM_CUDA_TICKETS &&
-            tiles * s.slices * s.nt * 128 * sizeof(float) <= TM_CUDA_SCRATCH_BYTES);
+    return w->dtype == c->act && w->k % STEP == 0 && ldx % 8 == 0 && n_tokens <= TOKENS_MAX &&
+           x_bytes(w->k, n_tokens) <= X_BYTES_MAX;
 }
 
-extern "C" cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_cuda_ctx *c)
+static skinny_args linear_args_of(const tm_linear_args *a)
 {
     skinny_args s = {};
     s.w = a->w->data;
@@ -283,17 +308,10 @@ extern "C" cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_c
     s.ldo = a->ldo;
     s.tiles = (s.n + 15) / 16;
     s.f32_out = a->f32_out;
-    return launch_any(s, false, c);
+    return s;
 }
 
-extern "C" bool tm_cuda_skinny_gated_fits(const tm_linear_gated_args *a, const tm_cuda_ctx *c)
-{
-    return !a->w->bias && tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, c) &&
-           shape_of(a->w->k, a->n_tokens).slices == 1;
-}
-
-extern "C" cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a,
-                                                   const tm_cuda_ctx *c)
+static skinny_args gated_args_of(const tm_linear_gated_args *a)
 {
     skinny_args s = {};
     s.w = a->w->data;
@@ -306,5 +324,44 @@ extern "C" cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a
     s.ldo = s.n;
     s.tiles = (s.n + 7) / 8;
     s.act = a->act;
+    return s;
+}
+
+static void set_norm(skinny_args *s, const tm_norm_args *n)
+{
+    s->residual = n->residual;
+    s->delta = n->delta;
+    s->residual_out = n->residual_out;
+    s->norm_w = n->w;
+    s->eps = n->eps;
+    s->one = n->add_one ? 1.0f : 0.0f;
+}
+
+extern "C" cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_norm_args *n,
+                                             const tm_cuda_ctx *c)
+{
+    skinny_args s = linear_args_of(a);
+    if (n)
+        set_norm(&s, n);
+    return launch_any(s, false, c);
+}
+
+extern "C" bool tm_cuda_skinny_norm_fits(const tm_norm_args *n, const tm_weight *w)
+{
+    return n->kind == TM_NORM_RMS && !n->b && n->w && n->n_tokens <= NORM_TOKENS && n->h == w->k &&
+           (!n->delta || (n->residual_out && n->residual_out != n->residual));
+}
+
+extern "C" bool tm_cuda_skinny_gated_fits(const tm_linear_gated_args *a, const tm_cuda_ctx *c)
+{
+    return !a->w->bias && tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, c);
+}
+
+extern "C" cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a,
+                                                   const tm_norm_args *n, const tm_cuda_ctx *c)
+{
+    skinny_args s = gated_args_of(a);
+    if (n)
+        set_norm(&s, n);
     return launch_any(s, true, c);
 }
