@@ -62,7 +62,7 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
         return false;
     }
     b->dev->close(dev);
-    *r = (run){.block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
+    *r = (run){.block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS, .on_device = true};
     must(tm_comm_create(&r->own, 1, NULL, &err), &err);
     r->comm = r->own;
     tm_model_opts o = {.dir = dir,

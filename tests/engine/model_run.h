@@ -23,6 +23,7 @@ typedef struct run {
     tm_comm *comm, *own; /* own: made by run_open */
     tm_model *model;
     int block_tokens, next_block, total_blocks;
+    bool on_device; /* not the CPU */
 } run;
 
 /* One sequence's part of a step: its next n tokens, logits of the last `want` of them. */

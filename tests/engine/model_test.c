@@ -57,6 +57,7 @@ static int32_t *ids_of(const json_t *array, int extra, int *len)
 typedef struct tally {
     int steps, skipped;
     double worst;
+    double margin; /* between the best two, below which the best is not judged */
 } tally;
 
 /* f32: every log-probability within 2e-3. bf16: the same best token, unless the best two are close. */
@@ -66,14 +67,14 @@ static void compare_step(const float *logits, int vocab, const json_t *top5, boo
     double first = json_number_value(json_array_get(json_array_get(top5, 0), 1));
     double second = json_number_value(json_array_get(json_array_get(top5, 1), 1));
     t->steps++;
-    for (size_t i = 0; exact && i < json_array_size(top5); i++) {
+    for (size_t i = 0; i < json_array_size(top5); i++) {
         const json_t *pair = json_array_get(top5, i);
         json_int_t id = json_integer_value(json_array_get(pair, 0));
         double diff = fabs(logits[id] - lse - json_number_value(json_array_get(pair, 1)));
         t->worst = diff > t->worst ? diff : t->worst;
-        assert_true(diff < 2e-3);
+        assert_true(diff < (exact ? 2e-3 : 0.5));
     }
-    if (!exact && first - second < 0.02) {
+    if (!exact && first - second < t->margin) {
         t->skipped++;
         return;
     }
@@ -109,7 +110,8 @@ static void check_text(run *r, const json_t *prompt, const json_t *out_ids, cons
 
 static void check_demo_on(run *r, const char *dtype, bool exact)
 {
-    tally t = {0};
+    /* Activations of 16 bits move a logit by some 0.05 by themselves. */
+    tally t = {.margin = r->on_device ? 0.1 : 0.02};
     json_t *root = load_json(DEMO "/eval", "golden.json");
     const json_t *cases = json_object_get(root, "cases");
     for (size_t i = 0; i < json_array_size(cases); i++) {

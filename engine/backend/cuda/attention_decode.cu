@@ -93,13 +93,8 @@ __device__ __forceinline__ void load_keys(tile_regs<D> &r, const decode_args &a,
         const int key = j + g + 8 * h;
         const T *at = static_cast<const T *>(a.k) + key_at<T, D>(a, p, block, key) + t * 8;
 #pragma unroll
-        for (int c = 0; c < D / 32; c++) {
-            uint4 x = make_uint4(0, 0, 0, 0);
-            if (key < p.end)
-                x = load_stream(at + c * 32);
-            r.k[h][c * 4] = x.x, r.k[h][c * 4 + 1] = x.y;
-            r.k[h][c * 4 + 2] = x.z, r.k[h][c * 4 + 3] = x.w;
-        }
+        for (int c = 0; c < D / 32; c++)
+            load_stream(&r.k[h][c * 4], at + c * 32, key < p.end);
     }
 }
 
@@ -115,21 +110,12 @@ __device__ __forceinline__ void load_values(tile_regs<D> &r, const decode_args &
         const T *at = static_cast<const T *>(a.v) + key_at<T, D>(a, p, block, key);
         if constexpr (tile_regs<D>::WIDE) {
 #pragma unroll
-            for (int c = 0; c < D / 64; c++) {
-                uint4 x = make_uint4(0, 0, 0, 0);
-                if (key < p.end)
-                    x = load_stream(at + c * 64 + g * 8);
-                r.v[h][c * 4] = x.x, r.v[h][c * 4 + 1] = x.y;
-                r.v[h][c * 4 + 2] = x.z, r.v[h][c * 4 + 3] = x.w;
-            }
+            for (int c = 0; c < D / 64; c++)
+                load_stream(&r.v[h][c * 4], at + c * 64 + g * 8, key < p.end);
         } else {
 #pragma unroll
-            for (int c = 0; c < D / 32; c++) {
-                uint2 x = make_uint2(0, 0);
-                if (key < p.end)
-                    x = load_stream8(at + g * (D / 8) + c * 4);
-                r.v[h][c * 2] = x.x, r.v[h][c * 2 + 1] = x.y;
-            }
+            for (int c = 0; c < D / 32; c++)
+                load_stream8(&r.v[h][c * 2], at + g * (D / 8) + c * 4, key < p.end);
         }
     }
 }
@@ -258,12 +244,8 @@ __device__ __forceinline__ void attend(const decode_args &a, const part &p, soft
     const size_t row = (size_t)(a.heads + 2 * a.kv_heads) * D;
     const T *from = static_cast<const T *>(a.qkv) + p.seq * row + (size_t)(p.head0 + g) * D + t * 8;
 #pragma unroll
-    for (int c = 0; c < D / 32; c++) {
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (g < p.rows)
-            x = *reinterpret_cast<const uint4 *>(from + c * 32);
-        q[c * 4] = x.x, q[c * 4 + 1] = x.y, q[c * 4 + 2] = x.z, q[c * 4 + 3] = x.w;
-    }
+    for (int c = 0; c < D / 32; c++)
+        load_stream(&q[c * 4], from + c * 32, g < p.rows);
     if constexpr (D % 64 == 0)
         if (a.inv_freq)
             rotate_query<T, D>(q, cs);

@@ -30,18 +30,18 @@ template <typename T> struct same {
 };
 
 /* Arguments are converted to the kernel's parameter types. Shared memory near 48 KiB and above is asked for; what
- * the kernel has in static arrays counts, too. All kernels ask for the same split of L1 and shared memory: a
- * multiprocessor changes it only when it is empty, and then no kernel starts beside the one in front. */
+ * the kernel has in static arrays counts, too. The split of L1 and shared memory is left to the driver: loads under
+ * way need room in L1, and with most of it given to shared memory kernels here lose a third of their speed. */
 template <typename... P>
 cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid, int threads,
                           size_t smem, typename same<P>::type... args)
 {
-    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                         cudaSharedmemCarveoutMaxShared);
-    if (e == cudaSuccess && smem > 40 * 1024)
-        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    if (e != cudaSuccess)
-        return e;
+    if (smem > 40 * 1024) {
+        cudaError_t e =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+        if (e != cudaSuccess)
+            return e;
+    }
     cudaLaunchAttribute attr = {};
     attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attr.val.programmaticStreamSerializationAllowed = 1;

@@ -95,34 +95,34 @@ template <int N> __device__ __forceinline__ void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-/* Data that is read once: it does not push anything out of L1. Weights never change while a kernel runs. */
-__device__ __forceinline__ uint4 load_weights(const void *p)
+/* Data that is read once: it does not push anything out of L1. Where !valid nothing is read and v stays. The
+ * condition is part of the instruction: around it, the compiler puts moves that wait for each load in turn. */
+__device__ __forceinline__ void load_weights(uint4 &v, const void *p, bool valid)
 {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %5, 0;\n"
+                 "@q ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(p), "r"((int)valid));
 }
 
-/* The same for what an earlier kernel of the stream wrote. */
-__device__ __forceinline__ uint4 load_stream(const void *p)
+/* The same for what an earlier kernel of the stream wrote; zeros where !valid. */
+__device__ __forceinline__ void load_stream(uint32_t *v, const void *p, bool valid)
 {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
+    v[0] = v[1] = v[2] = v[3] = 0;
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %5, 0;\n"
+                 "@q ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+                 : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])
+                 : "l"(p), "r"((int)valid)
                  : "memory");
-    return v;
 }
-__device__ __forceinline__ uint2 load_stream8(const void *p)
+__device__ __forceinline__ void load_stream8(uint32_t *v, const void *p, bool valid)
 {
-    uint2 v;
-    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
-                 : "=r"(v.x), "=r"(v.y)
-                 : "l"(p)
+    v[0] = v[1] = 0;
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %3, 0;\n"
+                 "@q ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2]; }"
+                 : "+r"(v[0]), "+r"(v[1])
+                 : "l"(p), "r"((int)valid)
                  : "memory");
-    return v;
 }
 
 #endif

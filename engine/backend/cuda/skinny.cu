@@ -8,8 +8,9 @@
  * across the ends of tiles.
  *
  * Weights depend on nothing, so before the kernel waits for the one in front of it, it asks for its first steps, and
- * has the rest of its first AHEAD_BYTES brought to L2. With 64 registers a thread a block of the next kernel fits
- * beside this one: memory does not rest between them.
+ * has the rest of its first AHEAD_BYTES brought to L2. A block takes more than half of the registers, so that two
+ * of a kernel never share a multiprocessor while another has none, and few enough that a block of the attention
+ * fits beside it.
  *
  * x lies in shared memory, [tokens][k] with rows an odd multiple of 64 bytes apart (no bank conflicts). Shapes whose x
  * does not fit are left to cuBLASLt, which reaches the same speed from some 8 tokens on (bench/kernels).
@@ -26,7 +27,7 @@ namespace
 /* Up to here every block computing the norm beats a kernel of its own. */
 constexpr int NORM_TOKENS = 2;
 constexpr int WARPS = 16, THREADS = 32 * WARPS;
-constexpr int DEPTH = 2;
+constexpr int DEPTH = 3;
 constexpr int STEP = 64; /* k of one step of a warp */
 constexpr int STEP_BYTES = 16 * STEP * 2;
 constexpr size_t X_BYTES_MAX = 160 << 10;
@@ -47,50 +48,59 @@ struct skinny_args {
     float eps, one; /* one: 1 where the weight is 1 + w */
 };
 
-/* The weights under way: DEPTH steps of rows g and g + 8 of the tile at the cursor, two halves of 32 k each. */
+/* The weights under way: DEPTH steps of rows g and g + 8, two halves of 32 k each, and the place of the next step. */
 template <typename T, bool GATED> struct weight_stream {
     uint4 lo[DEPTH][2], hi[DEPTH][2];
     const T *row_lo;
     size_t apart; /* of the two rows, numbers */
-    int tile, group;
+    int tile, step;
 
-    __device__ __forceinline__ void seek(const skinny_args &a, int g, int t)
+    __device__ __forceinline__ void seek(const skinny_args &a)
     {
+        const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         const int lo_row = min(GATED ? tile * 8 + g : tile * 16 + g, a.n - 1);
         const int hi_row = GATED ? a.n + lo_row : min(tile * 16 + 8 + g, a.n - 1);
         row_lo = static_cast<const T *>(a.w) + t * 8 + (size_t)lo_row * a.k;
         apart = (size_t)(hi_row - lo_row) * a.k;
     }
-    /* The tile's rows into L2: two lanes of a quad take a row each, 128 bytes (64 k) a step. */
-    __device__ __forceinline__ void prefetch(int warp, int t, int steps) const
+    /* The next step of this warp into place i; steps behind the row's end are left out by every warp alike. */
+    __device__ __forceinline__ void load(const skinny_args &a, int i)
     {
+        const bool valid = tile < a.tiles && step < a.k / STEP;
+        const T *p = row_lo + (size_t)step * STEP;
+        load_weights(lo[i][0], p, valid);
+        load_weights(hi[i][0], p + apart, valid);
+        load_weights(lo[i][1], p + 32, valid);
+        load_weights(hi[i][1], p + apart + 32, valid);
+        step += WARPS;
+        if (step - (int)threadIdx.x / 32 >= a.k / STEP) {
+            step = threadIdx.x / 32;
+            tile += gridDim.x;
+            seek(a);
+        }
+    }
+    /* The tile's rows into L2: two lanes of a quad take a row each, 128 bytes (64 k) a step. */
+    __device__ __forceinline__ void prefetch(int steps) const
+    {
+        const int t = threadIdx.x % 4;
         const T *p = row_lo - t * 8 + (t == 1 ? apart : 0);
         if (t < 2)
-            for (int s = warp; s < steps; s += WARPS)
+            for (int s = threadIdx.x / 32; s < steps; s += WARPS)
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(p + (size_t)s * STEP));
-    }
-    __device__ __forceinline__ void load(const skinny_args &a, int i, int step, int steps)
-    {
-        if (tile >= a.tiles || step >= steps)
-            return;
-        const T *p = row_lo + (size_t)step * STEP;
-        lo[i][0] = load_weights(p);
-        hi[i][0] = load_weights(p + apart);
-        lo[i][1] = load_weights(p + 32);
-        hi[i][1] = load_weights(p + apart + 32);
     }
 };
 
 /* The block's first tiles, as far as AHEAD_BYTES go. */
 template <typename T, bool GATED>
-__device__ __forceinline__ void prefetch_ahead(const skinny_args &a, weight_stream<T, GATED> w,
-                                               int steps)
+__device__ __forceinline__ void prefetch_ahead(const skinny_args &a)
 {
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    weight_stream<T, GATED> w;
+    const int steps = a.k / STEP;
+    w.tile = blockIdx.x;
     for (int bytes = 0; bytes < AHEAD_BYTES && w.tile < a.tiles; bytes += steps * STEP_BYTES) {
-        w.prefetch(warp, t, min(steps, (AHEAD_BYTES - bytes) / STEP_BYTES));
+        w.seek(a);
+        w.prefetch(min(steps, (AHEAD_BYTES - bytes) / STEP_BYTES));
         w.tile += gridDim.x;
-        w.seek(a, g, t);
     }
 }
 
@@ -194,6 +204,20 @@ __device__ __forceinline__ void finish_gated(const skinny_args &a, const float *
                      activate(sum_warps(red, e), a.act) * sum_warps(red, e + 2));
 }
 
+/* The warps' sums of a tile come together in red; acc starts anew. */
+template <typename T, bool GATED>
+__device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, float (&acc)[4])
+{
+    *reinterpret_cast<float4 *>(red + threadIdx.x * 4) =
+        make_float4(acc[0], acc[1], acc[2], acc[3]);
+    acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
+    __syncthreads();
+    if (GATED)
+        finish_gated<T>(a, red, tile);
+    else
+        finish_tile<T>(a, red, tile);
+}
+
 /* One step: 64 k of the tile against all tokens. */
 template <typename T>
 __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
@@ -210,22 +234,24 @@ __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
 }
 
 template <typename T, bool GATED>
-__global__ void __launch_bounds__(THREADS, 2) skinny_kernel(skinny_args a)
+__global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
 {
     extern __shared__ uint4 smem[];
     float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
     T *xs = reinterpret_cast<T *>(red + 2 * WARPS * 128);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int steps = a.k / STEP, groups = (steps + WARPS * DEPTH - 1) / (WARPS * DEPTH);
+    const int steps = a.k / STEP, rounds = (steps + WARPS - 1) / WARPS;
 
     weight_stream<T, GATED> w;
     w.tile = blockIdx.x;
-    w.group = 0;
-    w.seek(a, g, t);
+    w.step = warp;
+    w.seek(a);
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
-        w.load(a, d, warp + WARPS * d, steps);
-    prefetch_ahead<T, GATED>(a, w, steps);
+        w.load(a, d);
+    prefetch_ahead<T, GATED>(a);
+    if (a.norm_w && threadIdx.x < a.k / 32) /* lines of 32 weights */
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_w + threadIdx.x * 32));
     start_next();
     wait_previous();
     if (a.norm_w)
@@ -234,31 +260,23 @@ __global__ void __launch_bounds__(THREADS, 2) skinny_kernel(skinny_args a)
         load_x<T>(a, xs);
 
     const T *mine = xs + g * a.stride + t * 8;
-    int buffer = 0;
-    for (int tile = blockIdx.x; tile < a.tiles; tile += gridDim.x) {
-        float acc[4] = {};
-        for (int s = warp; s < groups * WARPS * DEPTH; s += WARPS * DEPTH) {
-            if (++w.group == groups) {
-                w.group = 0;
-                w.tile += gridDim.x;
-                w.seek(a, g, t);
-            }
+    float acc[4] = {};
+    int tile = blockIdx.x, round = 0, buffer = 0;
+    while (tile < a.tiles) {
 #pragma unroll
-            for (int d = 0; d < DEPTH; d++) {
-                if (s + WARPS * d < steps)
-                    multiply<T>(acc, w.lo[d], w.hi[d], mine + (s + WARPS * d) * STEP, g < a.tokens);
-                w.load(a, d, warp + WARPS * (w.group * DEPTH + d), steps);
-            }
+        for (int d = 0; d < DEPTH; d++) {
+            const int s = round * WARPS + warp;
+            if (s < steps && tile < a.tiles)
+                multiply<T>(acc, w.lo[d], w.hi[d], mine + s * STEP, g < a.tokens);
+            w.load(a, d);
+            if (++round < rounds)
+                continue;
+            if (tile < a.tiles)
+                finish<T, GATED>(a, red + buffer * (WARPS * 128), tile, acc);
+            buffer ^= 1; /* whoever writes this buffer again has passed the next barrier */
+            round = 0;
+            tile += gridDim.x;
         }
-        float *out = red + buffer * (WARPS * 128);
-        *reinterpret_cast<float4 *>(out + warp * 128 + lane * 4) =
-            make_float4(acc[0], acc[1], acc[2], acc[3]);
-        __syncthreads();
-        if (GATED)
-            finish_gated<T>(a, out, tile);
-        else
-            finish_tile<T>(a, out, tile);
-        buffer ^= 1; /* whoever writes this buffer again has passed the next barrier */
     }
 }
 
