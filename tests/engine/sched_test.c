@@ -442,7 +442,7 @@ static void test_scoring_bypasses_cache(void **state)
 static void test_salt_separates(void **state)
 {
     (void)state;
-    client clients[2] = {0};
+    client clients[4] = {0};
     world w;
     world_open(&w, &small, 256, true);
     w.clients = clients;
@@ -452,6 +452,13 @@ static void test_salt_separates(void **state)
     o.salt = 2;
     add_client(&w, 1, 32, 1, 0, &o);
     assert_int_equal(run_step(&w), 32);
+    drain(&w);
+    o.rope_len = 100; /* keys rotated unlike those */
+    add_client(&w, 2, 32, 1, 0, &o);
+    assert_int_equal(run_step(&w), 32);
+    drain(&w);
+    add_client(&w, 3, 32, 1, 0, &o);
+    assert_true(run_step(&w) < 32);
     drain(&w);
     world_close(&w);
 }
