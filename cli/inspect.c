@@ -199,17 +199,30 @@ static void print_tensors(const tm_inspect *i)
     }
 }
 
+/* Calls fn for each key of config.json, and of the text model's part of it, that is not recognised. */
+static void each_unknown_key(const tm_inspect *i, void (*fn)(void *arg, const char *key), void *arg)
+{
+    json_t *parts[] = {i->config, json_object_get(i->config, "text_config")}, *v;
+    const char *key;
+    for (size_t k = 0; k < TM_ARRAY_LEN(parts); k++)
+        json_object_foreach(parts[k], key, v)
+        {
+            if (!tm_inspect_knows_key(key))
+                fn(arg, key);
+        }
+}
+
+static void print_unknown_key(void *arg, const char *key)
+{
+    int *n = arg;
+    printf("%s  config.json: %s\n", (*n)++ ? "" : "not recognised:\n", key);
+}
+
 /* Returns how many things are not recognised. */
 static int print_unknown(const tm_inspect *i)
 {
-    const char *key;
-    json_t *v;
     int n = 0;
-    json_object_foreach(i->config, key, v)
-    {
-        if (!tm_inspect_knows_key(key))
-            printf("%s  config.json: %s\n", n++ ? "" : "not recognised:\n", key);
-    }
+    each_unknown_key(i, print_unknown_key, &n);
     for (size_t k = 0; i->ckpt && k < tm_checkpoint_count(i->ckpt); k++) {
         const tm_st_tensor *t = tm_checkpoint_at(i->ckpt, k);
         if (!tm_inspect_knows_tensor(i, t))
@@ -303,17 +316,16 @@ static void write_splits(tm_jw *w, const tm_inspect *i)
     tm_jw_arr_end(w);
 }
 
+static void write_unknown_key(void *arg, const char *key)
+{
+    tm_jw_str(arg, key);
+}
+
 static void write_unknown_keys(tm_jw *w, const tm_inspect *i)
 {
-    const char *key;
-    json_t *v;
     tm_jw_key(w, "unknown_keys");
     tm_jw_arr(w);
-    json_object_foreach(i->config, key, v)
-    {
-        if (!tm_inspect_knows_key(key))
-            tm_jw_str(w, key);
-    }
+    each_unknown_key(i, write_unknown_key, w);
     tm_jw_arr_end(w);
 }
 

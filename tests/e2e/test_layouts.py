@@ -106,3 +106,7 @@ def test_text_of_a_model_that_sees(tmp_path, front):
     assert logits(tmp_path, tmp_path) == logits(source, tmp_path)
     p = subprocess.run([os.path.join(BIN, "turbomesh"), "inspect", str(tmp_path)], capture_output=True, text=True)
     assert p.returncode == 0 and "is recognised" in p.stdout, p.stdout
+    with open(os.path.join(tmp_path, "config.json"), "w") as f:
+        json.dump({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {**config, "odd_key": 1}}, f)
+    p = subprocess.run([os.path.join(BIN, "turbomesh"), "inspect", str(tmp_path)], capture_output=True, text=True)
+    assert p.returncode == 0 and "config.json: odd_key" in p.stdout, p.stdout
