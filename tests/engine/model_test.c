@@ -1,5 +1,6 @@
 /* The model end to end against goldens: the demo model and stories260K; chunked prefill and decode; several
- * ranks against one. The families are families_test's. Run as `model_test rank DIR DTYPE TP OUT` under mpirun it is one rank of the last part. */
+ * ranks against one. The families are families_test's. Run as `model_test rank DIR DTYPE TP OUT` under mpirun it is
+ * one rank of the last part. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
