@@ -7,6 +7,7 @@
 
 #include "cli/launch.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
 
 static tm_status restart_under_mpirun(int tp, int argc, char **argv, tm_err *err)
@@ -75,10 +76,14 @@ tm_status tm_local_open(tm_local *l, const char *model, const tm_local_opts *o, 
     }
     l->info = tm_engine_info_get(l->engine);
     return TM_OK;
-fail:
-    if (tm_comm_rank(l->comm) > 0) /* rank 0 tells the user */
-        _exit(tm_status_exit(st));
+fail:;
+    /* Rank 0 tells the user. The launcher kills it as soon as another rank ends like this, so they give it time. */
+    bool mute = tm_comm_rank(l->comm) > 0;
     tm_local_close(l);
+    if (mute) {
+        tm_sleep_ms(2000);
+        _exit(tm_status_exit(st));
+    }
     return st;
 }
 
