@@ -85,7 +85,7 @@ typedef struct tm_local_opts {
          0,                                                                                          \
          0,                                                                                          \
          NULL,                                                                                       \
-         "Instruction set of the CPU operators: auto, ref, avx2 or avx512."},                        \
+         "Instruction set of the CPU operators: auto, ref, avx2, avx512 or amx."},                   \
     {                                                                                                \
         "log-level", NULL, TM_OPT_STR, offsetof(T, m.log_level), "warn", 0, 0, NULL,                 \
             "trace, debug, info, warn or error."                                                     \

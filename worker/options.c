@@ -32,7 +32,7 @@ static const tm_opt_row ROWS[] = {
     {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL,
      "auto, bfloat16, float16 or float32: weights and KV cache."},
     {"device", "backend", TM_OPT_STR, OFF(device), "cpu", 0, 0, NULL, "cpu or cuda."},
-    {"isa", NULL, TM_OPT_STR, OFF(isa), "auto", 0, 0, NULL, "CPU path: auto, ref, avx2 or avx512."},
+    {"isa", NULL, TM_OPT_STR, OFF(isa), "auto", 0, 0, NULL, "CPU path: auto, ref, avx2, avx512 or amx."},
     {"threads", NULL, TM_OPT_INT, OFF(threads), "0", 0, 1024, NULL,
      "Threads of each rank; 0 divides the cores."},
     {"session-len", "max-model-len,context-length", TM_OPT_INT, OFF(session_len), "0", 0, 1 << 24,

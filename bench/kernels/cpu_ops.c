@@ -51,6 +51,7 @@ typedef struct bench {
     int threads;
     char *weights;
     size_t weight_bytes;
+    tm_weight layers[LAYERS + 1][SHAPES]; /* the head is the last layer's */
     float *x, *out, *residual, *ones;
     char *big;
     FILE *csv;
@@ -97,6 +98,18 @@ static void bench_open(bench *b, const char *isa, int threads)
     uint16_t *w = (uint16_t *)(void *)b->weights;
     for (size_t i = 0; i < b->weight_bytes / 2; i++)
         w[i] = (uint16_t)(0x3c00 + ((i * 2654435761u >> 12) & 0x81ff)); /* +-0.0078 .. 0.12 */
+    const char *at = b->weights;
+    for (int layer = 0; layer <= LAYERS; layer++) {
+        for (int i = 0; i < SHAPES; i++) {
+            if ((layer == LAYERS) != (g_shapes[i].per_step == 1))
+                continue;
+            tm_weight *m = &b->layers[layer][i];
+            *m = (tm_weight){
+                .dtype = TM_DTYPE_BF16, .n = g_shapes[i].n, .k = g_shapes[i].k, .data = at};
+            TM_ASSERT(b->ops->linear_prepare(b->dev, m, NULL) == TM_OK);
+            at += (size_t)m->n * (size_t)m->k * 2;
+        }
+    }
     b->big = device_memory(b, BIG_BYTES);
     b->x = floats((size_t)TOKENS_MAX * 2 * FFN);
     b->out = floats((size_t)TOKENS_MAX * VOCAB);
@@ -113,23 +126,20 @@ static double best(double old, double now)
  * one row per sequence in decode and one row in a prefill chunk. */
 static void linear_step(bench *b, int tokens, double each[SHAPES])
 {
-    const char *at = b->weights;
     for (int layer = 0; layer <= LAYERS; layer++) {
         for (int i = 0; i < SHAPES; i++) {
             const linear_shape *s = &g_shapes[i];
             if ((layer == LAYERS) != (s->per_step == 1))
                 continue;
-            tm_weight w = {.dtype = TM_DTYPE_BF16, .n = s->n, .k = s->k, .data = at};
             tm_linear_args a = {.out = b->out,
                                 .x = b->x,
-                                .w = &w,
+                                .w = &b->layers[layer][i],
                                 .n_tokens = tokens >= 512 && s->per_step == 1 ? 1 : tokens,
                                 .ldx = s->k,
                                 .ldo = s->n};
             double t = bench_now();
             b->ops->linear(b->dev, &a);
             each[i] = best(each[i], bench_now() - t);
-            at += (size_t)s->n * (size_t)s->k * 2;
         }
     }
 }

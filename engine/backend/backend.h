@@ -32,10 +32,10 @@ const char *tm_dtype_name(tm_dtype t);
 typedef struct tm_device tm_device; /* one per backend and process */
 
 typedef struct tm_device_opts {
-    int threads;    /* CPU: threads of this rank, 0 = cores / ranks on this host */
-    int index;      /* CUDA: device ordinal */
-    tm_dtype dtype; /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
-    const char *isa; /* CPU: "auto", "ref", "avx2", "avx512": the best allowed path */
+    int threads;     /* CPU: threads of this rank, 0 = cores / ranks on this host */
+    int index;       /* CUDA: device ordinal */
+    tm_dtype dtype;  /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
+    const char *isa; /* CPU: "auto", "ref", "avx2", "avx512", "amx": the best allowed path */
 } tm_device_opts;
 
 /* A linear layer's weight of this rank, [N, K] row-major in dtype, with an optional bias [N] f32 (host

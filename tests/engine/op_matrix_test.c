@@ -66,7 +66,7 @@ static const linear_shape g_linear[] = {
     {33, 37, 1, 5, true},    {50, 64, 0, 0, false},   {97, 129, 8, 0, true},
     {48, 512, 0, 0, false},  {121, 255, 0, 7, false}, {25, 1024, 0, 0, true},
     {31, 1025, 0, 0, false}, {40, 1536, 0, 0, true},  {26, 2100, 4, 4, true},
-    {200, 96, 0, 0, false},
+    {200, 96, 0, 0, false},  {208, 96, 4, 3, true},   {400, 1568, 0, 0, false},
 };
 
 static const int g_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 31, 70};
@@ -99,11 +99,15 @@ static void pack_rows(const float *out, int tokens, int n, int ldo, float *packe
 static float *linear_run(tm_device *dev, const tm_linear_args *args)
 {
     tm_linear_args a = *args;
+    tm_weight w = *args->w; /* each device prepares its own */
     size_t size = (size_t)a.n_tokens * (size_t)a.ldo;
     float *out = op_guarded(size);
     float *packed = malloc((size_t)a.n_tokens * (size_t)a.w->n * sizeof *packed);
     a.out = out;
+    a.w = &w;
+    assert_int_equal(ops()->linear_prepare(dev, &w, NULL), TM_OK);
     assert_int_equal(ops()->linear(dev, &a), TM_OK);
+    ops()->linear_release(dev, &w);
     op_guarded_check(out, size, "linear");
     pack_rows(out, a.n_tokens, a.w->n, a.ldo, packed);
     op_guarded_free(out);
@@ -120,7 +124,6 @@ static void linear_one(const linear_shape *s, tm_dtype t, int tokens)
     double *want = malloc(count * sizeof *want);
     w.data = data;
     w.bias = s->bias ? bias : NULL;
-    assert_int_equal(ops()->linear_prepare(g_ref, &w, NULL), TM_OK);
     tm_linear_args a = {
         .x = x, .w = &w, .n_tokens = tokens, .ldx = s->k + s->pad_x, .ldo = s->n + s->pad_out};
     linear_double(&a, want);
@@ -142,7 +145,6 @@ static void linear_one(const linear_shape *s, tm_dtype t, int tokens)
         free(first);
         free(got);
     }
-    ops()->linear_release(g_ref, &w);
     free(ref);
     free(want);
     free(x);
@@ -159,25 +161,24 @@ static void linear_test(void **state)
                 linear_one(&g_linear[s], (tm_dtype)t, g_tokens[i]);
 }
 
-static void linear_batch_test(void **state)
+static void linear_batch_of(int n, int k)
 {
-    (void)state;
-    enum { N = 101, K = 1543, T = 70 };
+    enum { T = 70 };
     for (int d = 0; d < g_fast_count; d++) {
         for (int dt = 0; dt < TM_DTYPE_COUNT; dt++) {
-            tm_weight w = {.dtype = (tm_dtype)dt, .n = N, .k = K};
-            void *data = op_random_array((size_t)N * K, w.dtype, -1, 1);
-            float *x = op_random_array((size_t)T * K, TM_DTYPE_F32, -1, 1);
+            tm_weight w = {.dtype = (tm_dtype)dt, .n = n, .k = k};
+            void *data = op_random_array((size_t)n * (size_t)k, w.dtype, -1, 1);
+            float *x = op_random_array((size_t)T * (size_t)k, TM_DTYPE_F32, -1, 1);
             w.data = data;
-            tm_linear_args a = {.x = x, .w = &w, .n_tokens = T, .ldx = K, .ldo = N};
+            tm_linear_args a = {.x = x, .w = &w, .n_tokens = T, .ldx = k, .ldo = n};
             float *all = linear_run(g_fast[d], &a);
             for (int from = 0; from < T;) {
                 int rows = op_pick(1, 14);
                 a.n_tokens = TM_MIN(rows, T - from);
-                a.x = x + (size_t)from * K;
+                a.x = x + (size_t)from * (size_t)k;
                 float *part = linear_run(g_fast[d], &a);
-                if (memcmp(part, all + (size_t)from * N, (size_t)a.n_tokens * N * sizeof *part) !=
-                    0)
+                if (memcmp(part, all + (size_t)from * (size_t)n,
+                           (size_t)a.n_tokens * (size_t)n * sizeof *part) != 0)
                     fail_msg("linear %s %s: %d rows alone differ from the same rows of %d",
                              g_fast_name[d], tm_dtype_name(w.dtype), a.n_tokens, T);
                 from += a.n_tokens;
@@ -188,6 +189,13 @@ static void linear_batch_test(void **state)
             free(data);
         }
     }
+}
+
+static void linear_batch_test(void **state)
+{
+    (void)state;
+    linear_batch_of(101, 1543); /* fills no tiles */
+    linear_batch_of(96, 1536);
 }
 
 /* ---- norm ---- */

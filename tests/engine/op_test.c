@@ -14,7 +14,7 @@
 #include "common/clock.h"
 #include "engine/backend/cpu/convert.h"
 
-const char *const op_fast_isas[] = {"avx2", "avx512"};
+const char *const op_fast_isas[] = {"avx2", "avx512", "amx"};
 const int op_fast_isa_count = (int)TM_ARRAY_LEN(op_fast_isas);
 
 enum { GUARD = 64 };

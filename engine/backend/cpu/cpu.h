@@ -12,7 +12,7 @@
 #define TM_CPU_THREADS_MAX 256
 
 typedef struct tm_cpu_isa {
-    const char *name;        /* "ref", "avx2", "avx512" */
+    const char *name;        /* "ref", "avx2", "avx512", "amx" */
     bool (*supported)(void); /* this processor can run it */
     const tm_op_table *ops;
 } tm_cpu_isa;

@@ -100,8 +100,8 @@ static tm_status cpu_open(tm_device **out, const tm_device_opts *opts, tm_err *e
     const tm_cpu_isa *isa = tm_cpu_isa_find(name);
     if (!isa)
         return TM_FAIL(err, TM_STATUS_CONFIG,
-                       "instruction set '%s' is unknown or not in this build: use auto, ref, avx2 "
-                       "or avx512",
+                       "instruction set '%s' is unknown or not in this build: use auto, ref, avx2, "
+                       "avx512 or amx",
                        name);
     if (!isa->supported())
         return TM_FAIL(err, TM_STATUS_CONFIG,

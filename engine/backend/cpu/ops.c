@@ -4,6 +4,11 @@
  * call costs nanoseconds beside an operator's microseconds, and lets a reference device and a fast one
  * live in one process. */
 #include <string.h>
+#ifdef TM_CPU_X86
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "common/check.h"
 #include "engine/backend/cpu/cpu.h"
@@ -43,7 +48,7 @@ static const tm_op_table g_ref_ops = {
 };
 
 #ifdef TM_CPU_X86
-extern const tm_op_table tm_cpu_avx2_ops, tm_cpu_avx512_ops;
+extern const tm_op_table tm_cpu_avx2_ops, tm_cpu_avx512_ops, tm_cpu_amx_ops;
 
 static bool has_avx2(void)
 {
@@ -56,6 +61,17 @@ static bool has_avx512(void)
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+/* The tiles' state is large, so Linux wants to be asked before a process uses them. */
+static bool has_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    const unsigned tile = 1u << 24, bf16 = 1u << 22;
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & tile) || !(d & bf16))
+        return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
 /* Best last: "auto" takes the last one that the processor supports. */
@@ -64,6 +80,7 @@ static const tm_cpu_isa g_isas[] = {
 #ifdef TM_CPU_X86
     {"avx2", has_avx2, &tm_cpu_avx2_ops},
     {"avx512", has_avx512, &tm_cpu_avx512_ops},
+    {"amx", has_amx, &tm_cpu_amx_ops},
 #endif
 };
 
@@ -116,9 +133,19 @@ static tm_status op_gather_rows(tm_device *dev, const tm_gather_rows_args *a)
     return dev->isa->ops->gather_rows(dev, a);
 }
 
+static tm_status op_linear_prepare(tm_device *dev, tm_weight *w, tm_err *err)
+{
+    return dev->isa->ops->linear_prepare(dev, w, err);
+}
+
+static void op_linear_release(tm_device *dev, tm_weight *w)
+{
+    dev->isa->ops->linear_release(dev, w);
+}
+
 const tm_op_table tm_cpu_ops = {
-    .linear_prepare = tm_cpu_linear_prepare,
-    .linear_release = tm_cpu_linear_release,
+    .linear_prepare = op_linear_prepare,
+    .linear_release = op_linear_release,
     .embed = op_embed,
     .norm = op_norm,
     .linear = op_linear,
