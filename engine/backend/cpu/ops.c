@@ -133,19 +133,9 @@ static tm_status op_gather_rows(tm_device *dev, const tm_gather_rows_args *a)
     return dev->isa->ops->gather_rows(dev, a);
 }
 
-static tm_status op_linear_prepare(tm_device *dev, tm_weight *w, tm_err *err)
-{
-    return dev->isa->ops->linear_prepare(dev, w, err);
-}
-
-static void op_linear_release(tm_device *dev, tm_weight *w)
-{
-    dev->isa->ops->linear_release(dev, w);
-}
-
 const tm_op_table tm_cpu_ops = {
-    .linear_prepare = op_linear_prepare,
-    .linear_release = op_linear_release,
+    .linear_prepare = tm_cpu_linear_prepare,
+    .linear_release = tm_cpu_linear_release,
     .embed = op_embed,
     .norm = op_norm,
     .linear = op_linear,

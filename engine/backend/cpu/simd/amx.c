@@ -1,4 +1,4 @@
-/* out[T,N] = x[T,K] W^T + bias on Intel's matrix tiles (AMX, bf16), for bf16 weights.
+/* out[T,N] = x[T,K] W^T + bias on Intel's matrix tiles (AMX, bf16), for bf16 weights in their own row-major layout.
  *
  * A tile product takes bf16 factors and adds in f32. The weights are bf16 already; x is cut into three bf16 parts
  * of 8 significant bits each, high, middle and low, whose sum is x itself. So three tile products give the product
@@ -6,13 +6,13 @@
  *
  *   out^T (16 rows of W x 16 tokens) += W (16 rows x 32 of K) * part^T (32 of K x 16 tokens)
  *
- * W is the left factor, packed once at load into tiles of 16 rows by a cache line of each. The parts of x are packed
- * once per call into the pairs that the right factor wants. Four tiles of sums are under way at a time: a product
- * takes 16 cycles but its sum is there after 52.
+ * W is the left factor, so its tiles are loaded as they lie in memory: 16 rows, a cache line of each. The parts of x
+ * are packed once per call into the pairs that the right factor wants. Four tiles of sums are under way at a time: a
+ * product takes 16 cycles, but its sum is there after 52.
  *
- * Every column of a tile is computed by itself and over K in order, so an output element depends on its row of x and
- * of W alone: it is bit-equal alone, in a batch and in a prefill chunk. For that reason one token goes this way, too.
- * Weights of other types, and sizes that fill no tiles, take the AVX-512 path. */
+ * Every column of a tile is computed by itself and over K in order, so an output element is bit-equal in every batch
+ * that comes here. Fewer than TOKENS_LEAST tokens take the AVX-512 path, as do other types of weights and sizes that
+ * fill no tiles; its sums are rounded in another order. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -24,10 +24,10 @@ enum {
     ROWS = 16,  /* of W in a tile, and tokens in a tile */
     DEPTH = 32, /* of K in a tile */
     TILE_BYTES = 1024,
+    TOKENS_LEAST = 16, /* fewer are bound by memory, which AVX-512 follows better */
     PARTS = 3,
     GROUPS_MAX = 4, /* tiles of rows in a unit */
     UNITS_PER_THREAD = 4,
-    FETCH_AHEAD = 4 * TILE_BYTES,
     CHUNK_BLOCKS = 8 /* tiles of tokens that a unit runs through: their parts stay in L2 */
 };
 
@@ -128,27 +128,6 @@ static void pack_block(void *arg, int thread, int block)
     }
 }
 
-/* One token needs no transposing: its pairs are the first column of each tile, the others stay what they are,
- * because no column touches another. */
-static void pack_one(const amx_task *m)
-{
-    const tm_linear_args *a = m->a;
-    const float *x = a->x;
-    char *out = m->packed;
-    for (int k = 0; k < a->w->k; k += DEPTH, out += PARTS * TILE_BYTES) {
-        __m512 lo = _mm512_loadu_ps(x + k), hi = _mm512_loadu_ps(x + k + 16);
-        for (int p = 0; p < PARTS; p++) {
-            uint32_t pairs[ROWS];
-            _mm512_storeu_si512(pairs, upper_halves(lo, hi));
-            memset(out + p * TILE_BYTES, 0, TILE_BYTES);
-            for (int i = 0; i < ROWS; i++)
-                memcpy(out + p * TILE_BYTES + i * 64, &pairs[i], sizeof pairs[i]);
-            lo = rest(lo);
-            hi = rest(hi);
-        }
-    }
-}
-
 /* sums[row of W][token] to out[token][row of W]. */
 static void put(const amx_task *m, const float *sums, int n0, int t0)
 {
@@ -168,42 +147,28 @@ static void put(const amx_task *m, const float *sums, int n0, int t0)
     }
 }
 
-/* Where a tile of rows begins in the packed weights. */
-TM_INLINE const char *tiles_of(const amx_task *m, int row)
-{
-    const tm_weight *w = m->a->w;
-    return (const char *)w->packed + (size_t)(row / ROWS) * (size_t)(w->k / DEPTH) * TILE_BYTES;
-}
-
-TM_INLINE void fetch_tile(const char *w)
-{
-    for (int i = 0; i < TILE_BYTES; i += 64)
-        _mm_prefetch(w + FETCH_AHEAD + i, _MM_HINT_T0);
-}
-
 /* The sums' tile C of this part of x; its weights go through tile A. Numbers of tiles are literals. */
 #define TM_AMX_PRODUCT(C, A)                                                                       \
     do {                                                                                           \
         if (groups > (C)) {                                                                        \
-            _tile_loadd(A, w + (C)*apart, 64);                                                     \
+            _tile_loadd(A, w + (C)*apart, stride);                                                 \
             _tile_dpbf16ps(C, A, 4);                                                               \
         }                                                                                          \
     } while (0)
 
 /* `groups` tiles of rows from n0 against the tokens of one block: sums in 0-3, x in 4, weights in 5-7. */
-TM_INLINE void run_block(const amx_task *m, const int groups, int n0, int block, const bool fetch)
+TM_INLINE void run_block(const amx_task *m, const int groups, int n0, int block)
 {
-    const int steps = m->a->w->k / DEPTH;
-    const size_t apart = (size_t)steps * TILE_BYTES;
-    const char *w = tiles_of(m, n0), *x = m->packed + (size_t)block * m->block_bytes;
+    const tm_weight *wt = m->a->w;
+    const size_t stride = (size_t)wt->k * 2, apart = ROWS * stride;
+    const char *w = (const char *)wt->data + (size_t)n0 * stride;
+    const char *x = m->packed + (size_t)block * m->block_bytes;
     float sums[GROUPS_MAX][ROWS * ROWS] __attribute__((aligned(64)));
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int k = 0; k < steps; k++, w += TILE_BYTES) {
-        for (int g = 0; fetch && g < groups; g++)
-            fetch_tile(w + (size_t)g * apart);
+    for (int k = 0; k < wt->k; k += DEPTH, w += 64) {
         for (int p = 0; p < PARTS; p++, x += TILE_BYTES) {
             _tile_loadd(4, x, 64);
             TM_AMX_PRODUCT(0, 5);
@@ -220,20 +185,24 @@ TM_INLINE void run_block(const amx_task *m, const int groups, int n0, int block,
         put(m, sums[g], n0 + g * ROWS, block * ROWS);
 }
 
-/* Two tiles of rows against two blocks of tokens: half the loads for each product. */
-static void run_square(const amx_task *m, int n0, int block)
+/* Two tiles of rows against two blocks of tokens: half the loads for each product. fetch: the rows behind these are
+ * wanted next. */
+static void run_square(const amx_task *m, int n0, int block, bool fetch)
 {
-    const int steps = m->a->w->k / DEPTH;
-    const char *w0 = tiles_of(m, n0), *w1 = tiles_of(m, n0 + ROWS);
+    const tm_weight *wt = m->a->w;
+    const size_t stride = (size_t)wt->k * 2, apart = ROWS * stride;
+    const char *w = (const char *)wt->data + (size_t)n0 * stride;
     const char *x0 = m->packed + (size_t)block * m->block_bytes, *x1 = x0 + m->block_bytes;
     float sums[4][ROWS * ROWS] __attribute__((aligned(64)));
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int k = 0; k < steps; k++, w0 += TILE_BYTES, w1 += TILE_BYTES) {
-        _tile_loadd(4, w0, 64);
-        _tile_loadd(5, w1, 64);
+    for (int k = 0; k < wt->k; k += DEPTH, w += 64) {
+        for (size_t r = 2 * ROWS; fetch && r < 4 * ROWS; r++)
+            _mm_prefetch(w + r * stride, _MM_HINT_T0);
+        _tile_loadd(4, w, stride);
+        _tile_loadd(5, w + apart, stride);
         for (int p = 0; p < PARTS; p++, x0 += TILE_BYTES, x1 += TILE_BYTES) {
             _tile_loadd(6, x0, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -255,9 +224,9 @@ static void run_square(const amx_task *m, int n0, int block)
 static void run_rows(const amx_task *m, int n0, int end, int block)
 {
     for (; end - n0 >= 4 * ROWS; n0 += 4 * ROWS)
-        run_block(m, 4, n0, block, true);
+        run_block(m, 4, n0, block);
     for (; n0 < end; n0 += ROWS)
-        run_block(m, 1, n0, block, true);
+        run_block(m, 1, n0, block);
 }
 
 /* A unit's rows against a chunk of tokens. */
@@ -273,7 +242,7 @@ static void run_unit(void *arg, int thread, int unit)
         for (; b + 2 <= last; b += 2) {
             int r = n;
             for (; r + 2 * ROWS <= stop; r += 2 * ROWS)
-                run_square(m, r, b);
+                run_square(m, r, b, b == first && r + 4 * ROWS <= end);
             for (int odd = b; r < stop && odd < b + 2; odd++)
                 run_rows(m, r, stop, odd);
         }
@@ -283,64 +252,29 @@ static void run_unit(void *arg, int thread, int unit)
     _tile_release();
 }
 
-/* Weights lie tile after tile, so that they are read as the long streams that prefetchers follow. The original
- * stays: a tied embedding reads it by rows. */
-static tm_status amx_prepare(tm_device *dev, tm_weight *w, tm_err *err)
-{
-    void *packed;
-    TM_TRY(tm_cpu_linear_prepare(dev, w, err));
-    if (w->dtype != TM_DTYPE_BF16 || w->n % ROWS != 0 || w->k % DEPTH != 0)
-        return TM_OK;
-    TM_TRY(tm_backend_cpu.dev->alloc(dev, (size_t)w->n * (size_t)w->k * 2, &packed, err));
-    const char *from = w->data;
-    char *to = packed;
-    const size_t row = (size_t)w->k * 2;
-    for (int n = 0; n < w->n; n += ROWS)
-        for (size_t k = 0; k < row; k += 64)
-            for (int r = 0; r < ROWS; r++, to += 64)
-                memcpy(to, from + (size_t)(n + r) * row + k, 64);
-    w->packed = packed;
-    return TM_OK;
-}
-
-static void amx_release(tm_device *dev, tm_weight *w)
-{
-    if (w->packed)
-        tm_backend_cpu.dev->free(dev, w->packed);
-    w->packed = NULL;
-}
-
 static tm_status amx_linear(tm_device *dev, const tm_linear_args *a)
 {
     const tm_weight *w = a->w;
-    if (!w->packed)
+    if (w->dtype != TM_DTYPE_BF16 || w->n % ROWS != 0 || w->k % DEPTH != 0 ||
+        a->n_tokens < TOKENS_LEAST)
         return TM_ISA(linear)(dev, a);
-    if (a->n_tokens == 0)
-        return TM_OK;
     amx_task m = {.a = a, .blocks = (a->n_tokens + ROWS - 1) / ROWS};
-    /* Few tokens: a thread reads one long share. Many: units small enough to share evenly. */
-    int units = dev->threads * (m.blocks == 1 ? 1 : UNITS_PER_THREAD);
     int panel = GROUPS_MAX * ROWS;
-    m.unit_rows = w->n >= panel * units ? (w->n / units + panel - 1) / panel * panel : 2 * ROWS;
-    if (m.blocks > 1)
-        m.unit_rows = TM_MIN(m.unit_rows, panel);
+    m.unit_rows = w->n >= panel * dev->threads * UNITS_PER_THREAD ? panel : 2 * ROWS;
     m.row_units = (w->n + m.unit_rows - 1) / m.unit_rows;
     m.block_bytes = (size_t)w->k / DEPTH * PARTS * TILE_BYTES;
     m.packed = tm_cpu_scratch(dev, (size_t)m.blocks * m.block_bytes);
     if (!m.packed)
         return TM_STATUS_NO_MEMORY;
-    if (a->n_tokens == 1)
-        pack_one(&m);
-    else
-        tm_cpu_run(dev, m.blocks, pack_block, &m);
+    tm_cpu_run(dev, m.blocks, pack_block, &m);
     int chunks = (m.blocks + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
     tm_cpu_run(dev, chunks * m.row_units, run_unit, &m);
     return TM_OK;
 }
 
 const tm_op_table tm_cpu_amx_ops = {
-    .linear_prepare = amx_prepare,
-    .linear_release = amx_release,
+    .linear_prepare = tm_cpu_linear_prepare,
+    .linear_release = tm_cpu_linear_release,
     .embed = TM_ISA(embed),
     .norm = TM_ISA(norm),
     .linear = amx_linear,
