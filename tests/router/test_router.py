@@ -296,14 +296,21 @@ def test_a_grpc_client_that_does_not_read_is_cut():
             assert n == 2000 and chunk.finish_reason == "length"
 
 
+def request_rows(c, count):
+    """The log lines of completions once there are `count` of them."""
+    rows = [r for r in check_logs(c) if r["event"] == "request" and r["route"] == "completions"]
+    return rows if len(rows) == count else None
+
+
 def test_policy_session_keeps_a_session_together():
     with Fakes(groups=("a", "b", "c"), router_args=["--policy", "session"]) as c:
+        asked = 0
         for session in ("one", "two", "three", "four"):
-            groups = set()
             for i in range(4):
                 assert c.completion(f"p{i}", 2, session_id=session)[0] == 200
-            for r in check_logs(c)[-4:]:
-                groups.add(r["group"])
+            asked += 4
+            rows = wait_until("the log lines", lambda: request_rows(c, asked), 10)  # written after the answer
+            groups = {r["group"] for r in rows[-4:]}
             assert len(groups) == 1, (session, groups)
 
 

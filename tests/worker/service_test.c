@@ -497,9 +497,6 @@ static void test_slow_router(void **state)
     o.max_context = 1 << 20;
     fixture *f = start(&o, 256 << 10);
     router *slow = attach(f->channel);
-    pthread_mutex_lock(&slow->lock);
-    slow->paused = true;
-    pthread_mutex_unlock(&slow->lock);
     tm_err err = TM_ERR_INIT;
     tm_rpc_channel *second = NULL; /* a channel has one thread, and that one sleeps */
     char address[64];
@@ -517,7 +514,10 @@ static void test_slow_router(void **state)
         s.sampling = &p;
         send_submit(slow, &s);
     }
-    wait_live(f, 301);
+    wait_live(f, 301); /* all sent: from here on its thread may sleep at any message */
+    pthread_mutex_lock(&slow->lock);
+    slow->paused = true;
+    pthread_mutex_unlock(&slow->lock);
     int steps = 0;
     while (tm_fake_cancels(f->engine) < 300 && steps < 3000) {
         tm_fake_step(f->engine);
