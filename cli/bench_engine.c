@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -70,25 +71,47 @@ static tm_status generate(tm_engine *e, const int32_t *prompts, int len, int str
     return st;
 }
 
+typedef uint64_t lanes __attribute__((vector_size(32)));
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Four streams at a time, each fetched ahead: nothing that reads once is faster here than this. */
+static uint64_t read_share(const lanes *p, size_t n)
+{
+    const size_t part = n / 4;
+    lanes s[4] = {{0}};
+    for (size_t i = 0; i + 2 <= part; i += 2) {
+#pragma GCC unroll 4
+        for (size_t k = 0; k < 4; k++) {
+            const lanes *at = p + k * part + i;
+            __builtin_prefetch(at + 32);
+            s[k] += at[0] + at[1];
+        }
+    }
+    s[0] += s[1] + s[2] + s[3];
+    return s[0][0] + s[0][1] + s[0][2] + s[0][3];
+}
+
 /* Bytes per second of summing a buffer with all the threads of the rank; best of several passes. */
 static double read_bandwidth(size_t bytes, int threads)
 {
-    size_t n = bytes / sizeof(uint64_t);
-    uint64_t *buf = aligned_alloc(64, n * sizeof *buf);
+    size_t size = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    size_t share = bytes / sizeof(lanes) / (size_t)threads;
+    lanes *buf = aligned_alloc(HUGE_PAGE, size);
     double best = 0;
     volatile uint64_t sink = 0;
     if (!buf)
         return 0;
-    memset(buf, 1, n * sizeof *buf);
-    (void)threads;
-    for (int pass = 0; pass < 7; pass++) {
+    (void)madvise(buf, size, MADV_HUGEPAGE); /* as the weights lie; only advice */
+    memset(buf, 1, size);
+    for (int pass = 0; pass < 15; pass++) {
         int64_t t0 = tm_clock_ns();
         uint64_t sum = 0;
-#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
-        for (size_t i = 0; i < n; i++)
-            sum += buf[i];
+#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static, 1)
+        for (int t = 0; t < threads; t++)
+            sum += read_share(buf + (size_t)t * share, share);
         sink += sum;
-        double rate = (double)(n * sizeof *buf) / ((double)(tm_clock_ns() - t0) * 1e-9);
+        double rate = (double)(share * (size_t)threads * sizeof(lanes)) /
+                      ((double)(tm_clock_ns() - t0) * 1e-9);
         best = rate > best ? rate : best;
     }
     free(buf);
