@@ -93,7 +93,12 @@ tm_status worker_assets_load(const char *model_dir, const char *digest, char **o
                                         "tokenizer_config.json",
                                         "tokenizer.model",
                                         "chat_template.jinja",
-                                        "special_tokens_map.json"};
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "chat_template.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "tekken.json"};
     asset_set *set = calloc(1, sizeof(*set));
     if (!set)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
