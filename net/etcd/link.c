@@ -427,11 +427,24 @@ static tm_status ask(tm_etcd_link *l, const char *path, const tm_buf *body, int6
     return tm_etcd_call_end(c, reply, err);
 }
 
-/* Fetches a token. No other call of the link is under way: they borrow the header list. */
+/* No other call of the link is under way: they borrow the header list. */
+static tm_status use_token(tm_etcd_link *l, const char *token, tm_err *err)
+{
+    struct curl_slist *headers = build_headers(token);
+    if (!headers)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "etcd: out of memory");
+    snprintf(l->token, sizeof(l->token), "%s", token);
+    curl_slist_free_all(l->headers);
+    l->headers = headers;
+    return TM_OK;
+}
+
+/* Fetches a token. The old one must not go along: etcd may refuse the question because of it. */
 static tm_status log_in(tm_etcd_link *l, int64_t timeout_ms, tm_err *err)
 {
     const tm_etcd_secrets *secrets = tm_etcd_secrets_borrow();
     json_t *reply = NULL;
+    TM_TRY(use_token(l, "", err));
     tm_buf body;
     tm_jw w;
     tm_buf_init(&body, 4096);
@@ -444,16 +457,10 @@ static tm_status log_in(tm_etcd_link *l, int64_t timeout_ms, tm_err *err)
     tm_buf_deinit(&body);
     TM_TRY(st);
     const char *token = json_string_value(tm_json_get(reply, "token"));
-    struct curl_slist *headers = NULL;
     if (!token || strlen(token) >= TOKEN_LEN_MAX || strpbrk(token, "\r\n"))
         st = TM_FAIL(err, TM_STATUS_DATA, "etcd: an unusable token was given");
-    else if (!(headers = build_headers(token)))
-        st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "etcd: out of memory");
-    if (st == TM_OK) {
-        snprintf(l->token, sizeof(l->token), "%s", token);
-        curl_slist_free_all(l->headers);
-        l->headers = headers;
-    }
+    else
+        st = use_token(l, token, err);
     json_decref(reply);
     return st;
 }
