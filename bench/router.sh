@@ -26,6 +26,7 @@ stop() {
     PIDS=
 }
 trap 'stop; rm -rf "$DIR"' EXIT
+trap 'exit 1' INT TERM PIPE
 
 serve() { # time of a step
     $AT "$BIN/tm-fake-worker" models/demo-20m --port "$WORKER" --step-delay "$1" --log-level warn >"$DIR/worker.log" 2>&1 &
