@@ -352,7 +352,7 @@ static void test_cut_off(void **state)
     snprintf(url, sizeof(url), "http://127.0.0.1:%d", relay_port(r));
     tm_etcd_watch *watch = start_watch(&w, url, 60000);
     tm_etcd_reg *registration = start_reg(&reg, url, KEY, 10000);
-    WAIT(list_is(&w, "pool/g1=a0 "), 5000);
+    WAIT(list_is(&w, "pool/g1=a0 ") && tm_etcd_reg_active(registration), 5000);
     relay_set(r, RELAY_SWALLOW);
     assert_int_equal(tm_etcd_put(e->url, PREFIX "unseen", "1", NULL), TM_OK);
     WAIT(get_int(&w, &w.downs) == 1, 12000);
@@ -397,7 +397,7 @@ static void test_killed_and_restarted(void **state)
     witness_init(&reg);
     tm_etcd_watch *watch = start_watch(&w, e->url, 60000);
     tm_etcd_reg *r = start_reg(&reg, e->url, KEY, 30000);
-    WAIT(list_is(&w, "pool/g1=a0 "), 5000);
+    WAIT(list_is(&w, "pool/g1=a0 ") && tm_etcd_reg_active(r), 5000);
     int empty_before = get_int(&w, &w.empty_lists);
     etcd_kill(e);
     WAIT(get_int(&w, &w.downs) == 1, 5000);
@@ -453,7 +453,8 @@ static void test_unreachable_at_start(void **state)
     assert_false(tm_etcd_reg_active(r));
     etcd_start(e);
     WAIT(list_is(&w, "pool/g1=a0 "), 12000);
-    assert_true(tm_etcd_reg_active(r));
+    WAIT(tm_etcd_reg_active(r),
+         2000); /* the watch may hear of the key before the registrar has its answer */
     assert_int_equal(get_int(&w, &w.downs), 1);
     tm_etcd_reg_destroy(r, 2000);
     tm_etcd_watch_destroy(watch);

@@ -150,7 +150,8 @@ static const tm_rpc_method METHODS[] = {
     {"/t.T/Hold", sv_open, keep_message, note_half_close, sv_close},
 };
 
-/* ---- the client's record ---- */
+/* ---- the client's record ----
+ * Static wherever a test keeps one: when an assertion leaves the test, the stream still ends into it. */
 
 typedef struct record {
     pthread_mutex_t lock;
@@ -372,7 +373,7 @@ static void test_bidi_order(void **state)
 {
     enum { N = 10000 };
     fixture *f = *state;
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Echo", 0, &r);
     for (int i = 0; i < N; i++)
         assert_int_equal(tm_rpc_stream_send(s, &i, sizeof(i)), TM_OK);
@@ -418,7 +419,7 @@ static void test_metadata_and_deadline(void **state)
     fixture *f = *state;
     tm_err err = TM_ERR_INIT;
     const char *md[] = {"x-test", "value 1", "x-other", "2", NULL};
-    record r;
+    static record r;
     record_init(&r);
     tm_rpc_stream *s = NULL;
     assert_int_equal(tm_rpc_stream_open(&s, f->channel, "/t.T/Echo", md, 5000, &REC, &r, &err),
@@ -427,7 +428,7 @@ static void test_metadata_and_deadline(void **state)
     assert_true(wait_for(&f->sv.lock, &f->sv.cond, &f->sv.opened, 1));
     assert_true(f->sv.meta_seen);
     assert_string_equal(f->sv.meta, "value 1");
-    assert_in_range(f->sv.deadline_ms, 1, 5000);
+    assert_in_range(f->sv.deadline_ms, 1, 5200); /* gRPC rounds the time left up when it sends it */
     tm_rpc_stream_cancel(s);
     REC_WAIT(&r, closed, 1);
     tm_rpc_stream_release(s);
@@ -437,7 +438,8 @@ static void test_metadata_and_deadline(void **state)
     assert_int_equal(tm_rpc_stream_open(&s, f->channel, "/t.T/Echo", many, 0, &REC, &r, &err),
                      TM_STATUS_INVALID);
     s = open_stream(f, "/t.T/Echo", 0, &r);
-    REC_WAIT(&r, ready, 1);
+    /* The headers of the answer leave before on_open runs: ready does not say that the service saw the call. */
+    assert_true(wait_for(&f->sv.lock, &f->sv.cond, &f->sv.opened, 2));
     assert_false(f->sv.meta_seen);
     assert_true(f->sv.deadline_ms == INT64_MAX);
     tm_rpc_stream_half_close(s);
@@ -448,7 +450,7 @@ static void test_metadata_and_deadline(void **state)
 static void test_client_cancel(void **state)
 {
     fixture *f = *state;
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Hold", 0, &r);
     tm_rpc_stream_send(s, "x", 1);
     assert_true(wait_for(&f->sv.lock, &f->sv.cond, &f->sv.messages, 1));
@@ -464,7 +466,7 @@ static void test_client_cancel(void **state)
 static void test_server_abort(void **state)
 {
     fixture *f = *state;
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Hold", 0, &r);
     assert_true(wait_for(&f->sv.lock, &f->sv.cond, &f->sv.opened, 1));
     pthread_mutex_lock(&f->sv.lock);
@@ -489,7 +491,7 @@ static void test_queue_bound(void **state)
     f.server = start_server(&f.sv, "127.0.0.1:0", BOUND);
     snprintf(f.address, sizeof(f.address), "127.0.0.1:%d", tm_rpc_server_port(f.server));
     f.channel = connect_to(f.address);
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(&f, "/t.T/Hold", 0, &r);
     REC_WAIT(&r, ready, 1);
     r.stop_reading = true;
@@ -528,7 +530,7 @@ static void test_queue_bound(void **state)
 static void test_server_gone_and_back(void **state)
 {
     fixture *f = *state;
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Hold", 0, &r);
     REC_WAIT(&r, ready, 1);
     int64_t t = tm_clock_ms();
@@ -557,7 +559,7 @@ static void test_server_gone_and_back(void **state)
 static void test_server_grace(void **state)
 {
     fixture *f = *state;
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Echo", 0, &r);
     REC_WAIT(&r, ready, 1);
     tm_rpc_stream_send(s, "last words", 10);
@@ -574,7 +576,7 @@ static void test_channel_destroyed_with_streams(void **state)
 {
     enum { STREAMS = 20 };
     fixture *f = *state;
-    record r[STREAMS];
+    static record r[STREAMS];
     tm_rpc_stream *s[STREAMS];
     for (int i = 0; i < STREAMS; i++)
         s[i] = open_stream(f, "/t.T/Hold", 0, &r[i]);
@@ -670,7 +672,7 @@ static void test_network_cut(void **state)
     char address[64];
     snprintf(address, sizeof(address), "127.0.0.1:%d", y.port);
     f->channel = connect_to(address);
-    record r;
+    static record r;
     tm_rpc_stream *s = open_stream(f, "/t.T/Echo", 0, &r);
     REC_WAIT(&r, ready, 1);
     /* Idle for several ping periods: the server must not answer too_many_pings. */
@@ -711,7 +713,7 @@ static void test_threads(void **state)
 {
     enum { THREADS = 4, EACH = 2000 };
     fixture *f = *state;
-    record r;
+    static record r;
     sending w = {open_stream(f, "/t.T/Echo", 0, &r), EACH};
     pthread_t t[THREADS];
     for (int i = 0; i < THREADS; i++)
