@@ -21,7 +21,7 @@ __device__ unsigned long long key_of(float v, int i)
 
 __device__ unsigned long long block_max(unsigned long long key)
 {
-    __shared__ unsigned long long slots[THREADS / 32];
+    SHARED(unsigned long long[THREADS / 32], slots);
     for (int i = 16; i > 0; i >>= 1)
         key = max(key, __shfl_xor_sync(0xffffffffu, key, i));
     if (threadIdx.x % 32 == 0)
@@ -36,7 +36,7 @@ __device__ unsigned long long block_max(unsigned long long key)
 __global__ void __launch_bounds__(THREADS)
     argmax_kernel(tm_argmax_args a, unsigned long long *keys, int *tickets)
 {
-    __shared__ bool last;
+    SHARED(bool, last);
     start_next();
     wait_previous();
     const int row = blockIdx.y, each = (a.n + PARTS - 1) / PARTS;
@@ -65,6 +65,8 @@ __global__ void __launch_bounds__(THREADS)
 /* 16 bytes a load, 8 loads under way a thread. */
 __global__ void __launch_bounds__(512) read_kernel(const uint4 *p, size_t n, float *out)
 {
+    start_next();
+    wait_previous();
     unsigned int sum = 0;
     const size_t stride = (size_t)gridDim.x * 512;
     size_t i = (size_t)blockIdx.x * 512 + threadIdx.x;
@@ -97,7 +99,6 @@ extern "C" cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_c
 
 extern "C" cudaError_t tm_cuda_read_launch(const void *p, size_t bytes, const tm_cuda_ctx *c)
 {
-    read_kernel<<<(unsigned)(c->sms * 4), 512, 0, c->stream>>>(static_cast<const uint4 *>(p),
-                                                               bytes / 16, c->scratch);
-    return cudaGetLastError();
+    return launch_kernel(c, read_kernel, dim3((unsigned)c->sms * 4), 512, 0,
+                         static_cast<const uint4 *>(p), bytes / 16, c->scratch);
 }

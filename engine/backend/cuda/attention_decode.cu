@@ -126,14 +126,6 @@ template <int D> __device__ __forceinline__ int value_dim(int i, int g)
     return tile_regs<D>::WIDE ? i / 4 * 64 + g * 8 + i % 4 * 2 : g * (D / 8) + i * 2;
 }
 
-/* 2^x to 2 units in the last place; minus infinity gives 0. */
-__device__ __forceinline__ float power2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* Running softmax of two heads (columns 2t and 2t + 1), in powers of two. */
 struct softmax {
     float m[2], l[2];
@@ -383,8 +375,8 @@ __device__ void add_parts(const decode_args &a, const part &p, const float *part
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decode_args a)
 {
-    __shared__ merge_smem<D> sm;
-    __shared__ float2 cs[D / 2];
+    SHARED(merge_smem<D>, sm);
+    SHARED(float2[D / 2], cs);
     start_next();
     wait_previous();
     const part p = find_part(a);

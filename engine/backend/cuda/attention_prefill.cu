@@ -133,13 +133,6 @@ __device__ __forceinline__ void scores(float (&s)[geometry<D>::MT][KEYS / 8][4],
     }
 }
 
-__device__ __forceinline__ float power2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 template <typename T, int D> struct warp_rows {
     static constexpr int MT = geometry<D>::MT;
     float o[MT][D / 8][4];
@@ -284,7 +277,7 @@ __device__ void store_rows(const prefill_args &a, const tile &t, warp_rows<T, D>
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS) prefill_kernel(prefill_args a)
 {
-    extern __shared__ uint4 smem[];
+    DYNAMIC_SHARED(uint4, smem);
     constexpr int LD = geometry<D>::LD, MT = geometry<D>::MT;
     T *q = reinterpret_cast<T *>(smem), *k = q + geometry<D>::ROWS * LD, *v = k + KEYS * LD;
     start_next();

@@ -9,21 +9,7 @@
 #define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 
 #include "engine/backend/cuda/kernels.h"
-
-__device__ __forceinline__ void wait_previous()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-/* The next kernel may be scheduled as soon as there is room for its blocks. */
-__device__ __forceinline__ void start_next()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
+#include "engine/backend/cuda/ptx.cuh"
 
 template <typename T> struct same {
     typedef T type;

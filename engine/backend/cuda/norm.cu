@@ -37,7 +37,7 @@ __device__ float block_sum(float v, float *slots)
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS_MAX) norm_kernel(tm_norm_args a)
 {
-    __shared__ float slots[32];
+    SHARED(float[32], slots);
     const int packs = a.h / V;
     const size_t row = (size_t)blockIdx.x * packs;
     float x[PACKS][V], sum = 0.0f;

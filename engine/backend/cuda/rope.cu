@@ -47,7 +47,7 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS)
     rope_kernel(tm_rope_append_args a, tm_batch b, tm_kv_layer kv)
 {
-    __shared__ float2 cs[PAIRS_MAX];
+    SHARED(float2[PAIRS_MAX], cs);
     start_next();
     wait_previous();
     const int t = blockIdx.x, seq = t < b.n_decode ? t : find_seq(b.seq_begin, b.n_seqs, t);

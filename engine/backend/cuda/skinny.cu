@@ -86,7 +86,7 @@ template <typename T, bool GATED> struct weight_stream {
         const T *p = row_lo - t * 8 + (t == 1 ? apart : 0);
         if (t < 2)
             for (int s = threadIdx.x / 32; s < steps; s += WARPS)
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(p + (size_t)s * STEP));
+                prefetch_l2(p + (size_t)s * STEP);
     }
 };
 
@@ -120,7 +120,7 @@ template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
  * rounded again, as the norm operator does. */
 template <typename T> __device__ void load_normed(const skinny_args &a, T *xs)
 {
-    __shared__ float sums[NORM_TOKENS][WARPS];
+    SHARED(float[NORM_TOKENS][WARPS], sums);
     const int packs = a.k / 8, warp = threadIdx.x / 32;
     for (int row = 0; row < a.tokens; row++) {
         float sum = 0.0f;
@@ -236,7 +236,7 @@ __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
 template <typename T, bool GATED>
 __global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
 {
-    extern __shared__ uint4 smem[];
+    DYNAMIC_SHARED(uint4, smem);
     float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
     T *xs = reinterpret_cast<T *>(red + 2 * WARPS * 128);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -251,7 +251,7 @@ __global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
         w.load(a, d);
     prefetch_ahead<T, GATED>(a);
     if (a.norm_w && threadIdx.x < a.k / 32) /* lines of 32 weights */
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_w + threadIdx.x * 32));
+        prefetch_l2(a.norm_w + threadIdx.x * 32);
     start_next();
     wait_previous();
     if (a.norm_w)
