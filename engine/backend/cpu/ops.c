@@ -50,10 +50,12 @@ static const tm_op_table g_ref_ops = {
 #ifdef TM_CPU_X86
 extern const tm_op_table tm_cpu_avx2_ops, tm_cpu_avx512_ops, tm_cpu_amx_ops;
 
+/* Clang's __builtin_cpu_supports does not know the name f16c; AVX2's answer says that the system keeps the registers. */
 static bool has_avx2(void)
 {
+    unsigned a, b, c, d;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
 static bool has_avx512(void)
