@@ -158,8 +158,9 @@ static tm_status take_override(tm_template *t, const char *override, tm_err *err
 
 static tm_status copy_names(tm_template *t, const tm_tokenizer *tok, tm_err *err)
 {
-    t->names = calloc((size_t)tok->name_count + 1, sizeof(*t->names));
-    for (int i = 0; t->names && i < tok->name_count; i++) {
+    int count = tok ? tok->name_count : 0;
+    t->names = calloc((size_t)count + 1, sizeof(*t->names));
+    for (int i = 0; t->names && i < count; i++) {
         t->names[i] = (tm_chat_name){strdup(tok->names[i].name), strdup(tok->names[i].value)};
         t->name_count = i + 1;
         if (!t->names[i].name || !t->names[i].value)
@@ -238,7 +239,7 @@ static tm_status create(tm_template **out, const tm_text_file *files, int count,
     tm_status st = choose(t, files, count, override, dir, err);
     if (st == TM_OK)
         st = copy_names(t, tok, err);
-    if (st == TM_OK && t->format)
+    if (st == TM_OK && t->format && tok)
         st = copy_prefix(t, tok, err);
     if (st != TM_OK) {
         tm_template_destroy(t);
