@@ -429,6 +429,7 @@ static void test_refused_sources(void **state)
         {CONFIG("7"), NULL, TM_STATUS_DATA, "chat_template"},
         {CONFIG("\"{% if %}\""), NULL, TM_STATUS_DATA, "tokenizer_config.json"},
         {NULL, "{{ oops", TM_STATUS_DATA, "chat template"},
+        {NULL, "{{ 'a\xE2 b'|list }}", TM_STATUS_DATA, "UTF-8"},
         {NULL, "no-such-name", TM_STATUS_CONFIG, "chatml"},
         {NULL, "{\"model_name\":7}", TM_STATUS_INVALID, "model_name"},
         {NULL, "{\"model_name\":\"x\",\"stop_words\":[\"a\",1]}", TM_STATUS_INVALID, "stop_words"},

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/json.h"
 #include "text/jinja/json.h"
 #include "text/jinja/parse.h"
 #include "text/jinja/run.h"
@@ -30,6 +31,9 @@ tm_status tm_jinja_compile(tm_jinja **out, const char *source, size_t len, tm_er
     tm_jparsed p;
     if (len > TM_JINJA_SOURCE_MAX)
         return TM_FAIL(err, TM_STATUS_TOO_LARGE, "larger than %d KiB", TM_JINJA_SOURCE_MAX >> 10);
+    /* Everything behind this counts characters, by their first bytes. */
+    if (!tm_utf8_valid(source, len))
+        return TM_FAIL(err, TM_STATUS_DATA, "the template is not valid UTF-8");
     tm_jinja *t = calloc(1, sizeof(*t));
     if (!t || !(t->arena = tm_arena_create(TEMPLATE_MEMORY_MAX))) {
         free(t);

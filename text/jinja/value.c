@@ -509,7 +509,7 @@ static bool iterate_chars(tm_jrun *r, const tm_jval *v, tm_jval **items, size_t 
     size_t count = tm_jv_chars(v), k = 0;
     if (!tm_jrun_charge(r, v->len) || !(*items = tm_jrun_alloc(r, (count + 1) * sizeof(**items))))
         return false;
-    for (size_t pos = 0; pos < v->len;) {
+    for (size_t pos = 0; pos < v->len && k < count;) {
         size_t from = pos;
         tm_utf8_next(tm_jv_text(v), &pos);
         (*items)[k++] = tm_jv_slice(v, from, pos - from);
