@@ -10,6 +10,13 @@ if(TM_HAVE_CUDA)
   endforeach()
 endif()
 
+# The same on the CPU, by the emulator: with every build.
+if(TARGET tm_cuda_emu)
+  foreach(part op_cuda op_cuda_linear op_cuda_attention)
+    tm_test(${part}_emu_test SOURCES ${part}_test.c op_cuda.c op_test.c LIBS tm_cuda_emu tm_backend m)
+  endforeach()
+endif()
+
 # The vector math is in headers that need the flags of their instruction set; the test around it does not.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMOCKA_FOUND)
   foreach(isa avx2 avx512)

@@ -7,6 +7,12 @@ const tm_backend *gpu;
 tm_device *gpu_dev, *gpu_ref;
 tm_dtype gpu_dtype;
 
+bool gpu_takes(int of)
+{
+    return !strstr(gpu->dev->describe(gpu_dev), "emulated") || getenv("TM_EMU_ALL") ||
+           op_pick(1, of) == 1;
+}
+
 double gpu_bound(void)
 {
     double relative = gpu_dtype == TM_DTYPE_F16 ? 2e-3 : 1e-2;

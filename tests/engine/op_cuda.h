@@ -21,6 +21,10 @@ extern tm_dtype gpu_dtype;           /* of activations */
 /* Runs the tests once per dtype; 0 with a message where there is no GPU. */
 int gpu_run(const struct CMUnitTest *tests, size_t count);
 
+/* True on a GPU; on the CPU's emulator, which is slow, for one case in `of`, drawn by the seed
+ * (TM_EMU_ALL: every one). */
+bool gpu_takes(int of);
+
 /* Relative errors of the product: 1e-2 bf16, 2e-3 f16; as mean squares. */
 double gpu_bound(void);
 

@@ -1,0 +1,108 @@
+/* Inside the emulator: the state of a launch that runs. block.c moves between threads, grid.c between blocks. */
+#ifndef TM_TESTS_CUDA_EMU_GRID_H
+#define TM_TESTS_CUDA_EMU_GRID_H
+
+#include <string.h>
+
+#include "tests/cuda_emu/emu.h"
+#include "tests/cuda_emu/fiber.h"
+
+enum { WARPS_MAX = EMU_THREADS_MAX / EMU_LANES, SHARED_MAX = 32, RESIDENT_MAX = 64 };
+
+/* Lanes that meet in one operation; the masks of a warp's groups have no lane in common. */
+typedef struct group {
+    unsigned mask, arrived;
+    emu_site site;
+} group;
+
+typedef struct warp_state {
+    unsigned ready, exited; /* lanes that can run; that have ended or never were */
+    int n_groups;
+    group groups[EMU_LANES];
+    emu_warp_op *op[EMU_LANES]; /* of those that wait */
+    void *args[EMU_LANES];
+} warp_state;
+
+typedef struct shared_variable {
+    const void *id;
+    size_t bytes;
+    void *at;
+} shared_variable;
+
+typedef struct grid grid;
+
+typedef struct block {
+    emu_block seen; /* first: what kernels see */
+    grid *grid;
+    int size, live; /* threads: in all, not ended */
+    unsigned n_warps, ready_warps;
+    bool down; /* the order */
+    warp_state warps[WARPS_MAX];
+    emu_thread threads[EMU_THREADS_MAX];
+    /* The barrier that some have reached; its rounds take turns with the two values. */
+    int arrived, round, value[2];
+    emu_site barrier;
+    char *arena; /* shared memory */
+    size_t arena_used;
+    int n_shared;
+    shared_variable shared[SHARED_MAX];
+} block;
+
+struct grid {
+    const emu_launch *launch;
+    const void *data;
+    size_t next_index, n_blocks; /* blocks begun, of */
+    int n_resident, resident_max, n_made;
+    block *resident[RESIDENT_MAX],
+        *made[RESIDENT_MAX]; /* those that run; all, for later launches too */
+    bool failed;
+    long long quiet_since; /* ns: the last time a block ended */
+    emu_fiber *main, **fibers, **idle;
+    int n_fibers, n_idle, fibers_room;
+    grid *next;
+};
+
+static inline block *block_of(const emu_thread *t)
+{
+    return (block *)t->block;
+}
+
+static inline grid *grid_of(const emu_thread *t)
+{
+    return block_of(t)->grid;
+}
+
+/* The first blocks of a launch; resident[0] can run. */
+void grid_begin(grid *g);
+/* Block b has ended: the next one to run, NULL when all have. */
+block *grid_end_block(grid *g, block *b);
+/* Block b waits for others: the next one in turn, perhaps b. */
+block *grid_next_block(grid *g, block *b);
+/* Faults of memory are reported with the kernel while it runs. */
+void grid_watch_faults(bool on);
+
+static inline void grid_set_ready(block *b, unsigned warp, unsigned set, unsigned clear)
+{
+    unsigned *ready = &b->warps[warp].ready;
+    *ready = (*ready | set) & ~clear;
+    b->ready_warps = *ready ? b->ready_warps | 1u << warp : b->ready_warps & ~(1u << warp);
+}
+
+/* Room for one more shared variable of the block, filled with what nobody wrote. */
+void *emu_shared_place(block *b, const void *id, size_t bytes, size_t align);
+/* Drops the asynchronous copies of the thread's last life. */
+void emu_copy_forget(emu_thread *t);
+
+/* The texts of a place are nearly always the very same ones. */
+static inline bool grid_same_site(const emu_site *a, const emu_site *b)
+{
+    return a->line == b->line && (a->what == b->what || strcmp(a->what, b->what) == 0) &&
+           (a->file == b->file || strcmp(a->file, b->file) == 0);
+}
+
+/* t waits until somebody makes it ready. */
+void grid_wait(emu_thread *t, emu_site site);
+/* Operations of the warp may be complete without t. */
+void warp_thread_ended(emu_thread *t);
+
+#endif
