@@ -14,7 +14,6 @@
 #include "text/tok/tok.h"
 #include "text/tok/unicode.h"
 
-#define STOPS_MAX       16
 #define STOP_LENGTH_MAX 256
 
 typedef struct stop_string {
@@ -29,6 +28,8 @@ struct tm_detok {
     bool started;   /* a byte was seen: the first space is no longer the first */
     char cut[4];    /* beginning of a character */
     size_t cut_len; /* <= 3 */
+    int32_t keep[TM_DETOK_KEEP_MAX];
+    int keep_count;
     stop_string *stops;
     int stop_count, matched;
     char held[STOP_LENGTH_MAX]; /* text that may still become part of a stop string */
@@ -172,9 +173,9 @@ static bool put_bytes(tm_detok *d, const char *s, size_t len, tm_buf *out)
 
 static tm_status copy_stops(tm_detok *d, const tm_detok_opts *o, tm_err *err)
 {
-    if (o->stop_count < 0 || o->stop_count > STOPS_MAX)
+    if (o->stop_count < 0 || o->stop_count > TM_DETOK_STOPS_MAX)
         return TM_FAIL(err, TM_STATUS_INVALID, "%d stop strings, at most %d are allowed",
-                       o->stop_count, STOPS_MAX);
+                       o->stop_count, TM_DETOK_STOPS_MAX);
     if (o->stop_count == 0)
         return TM_OK;
     d->stops = calloc((size_t)o->stop_count, sizeof(*d->stops));
@@ -204,6 +205,14 @@ tm_status tm_detok_create(tm_detok **out, const tm_tokenizer *t, const tm_detok_
     d->skip_special = o->skip_special;
     d->include_stop = o->include_stop;
     d->matched = -1;
+    if (o->keep_count < 0 || o->keep_count > TM_DETOK_KEEP_MAX) {
+        free(d);
+        return TM_FAIL(err, TM_STATUS_INVALID, "%d kept tokens, at most %d are allowed",
+                       o->keep_count, TM_DETOK_KEEP_MAX);
+    }
+    for (int i = 0; i < o->keep_count; i++)
+        d->keep[i] = o->keep[i];
+    d->keep_count = o->keep_count;
     tm_status st = copy_stops(d, o, err);
     if (st != TM_OK) {
         tm_detok_destroy(d);
@@ -221,13 +230,23 @@ void tm_detok_destroy(tm_detok *d)
     free(d);
 }
 
+static bool is_skipped(const tm_detok *d, int32_t id)
+{
+    if (!d->skip_special || !tm_tokenizer_is_special(d->t, id))
+        return false;
+    for (int i = 0; i < d->keep_count; i++)
+        if (d->keep[i] == id)
+            return false;
+    return true;
+}
+
 bool tm_detok_push(tm_detok *d, int32_t id, tm_buf *text)
 {
     size_t len;
     const char *s = tm_tokenizer_piece(d->t, id, &len);
     if (d->matched >= 0)
         return true;
-    if (!s || (d->skip_special && tm_tokenizer_is_special(d->t, id)))
+    if (!s || is_skipped(d, id))
         return false;
     for (bool skip = true; skip && !d->started && len > 0;) {
         skip = s[0] == ' ' && (d->t->strip_first_space || d->t->strip_all_spaces);

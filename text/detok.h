@@ -11,11 +11,16 @@
 
 typedef struct tm_detok tm_detok;
 
+#define TM_DETOK_STOPS_MAX 24
+#define TM_DETOK_KEEP_MAX  16
+
 typedef struct tm_detok_opts {
     bool skip_special;        /* default of the API: true */
     const char *const *stops; /* NUL-terminated, copied */
-    int stop_count;           /* <= 16, each 1..256 bytes */
+    int stop_count;           /* <= TM_DETOK_STOPS_MAX, each 1..256 bytes */
     bool include_stop;        /* include_stop_str_in_output */
+    const int32_t *keep;      /* special tokens that are text although others are skipped; copied */
+    int keep_count;           /* <= TM_DETOK_KEEP_MAX */
 } tm_detok_opts;
 
 tm_status tm_detok_create(tm_detok **out, const tm_tokenizer *t, const tm_detok_opts *opts,

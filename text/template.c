@@ -275,6 +275,7 @@ void tm_template_destroy(tm_template *t)
     tm_jinja_destroy(t->with_tools);
     json_decref(t->owned);
     free(t->prefix);
+    free(t->meta);
     for (int i = 0; i < t->name_count; i++) {
         free(t->names[i].name);
         free(t->names[i].value);
@@ -291,6 +292,39 @@ const char *tm_template_name(const tm_template *t)
 const char *tm_template_stop(const tm_template *t, int index)
 {
     return t->format && index >= 0 && index < TM_CHAT_STOPS_MAX ? t->format->stops[index] : NULL;
+}
+
+tm_status tm_template_set_meta(tm_template *t, const char *text, tm_err *err)
+{
+    if (!text || !*text)
+        return TM_OK;
+    char *copy = strdup(text);
+    if (!copy)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a chat template");
+    free(t->meta);
+    t->meta = copy;
+    return TM_OK;
+}
+
+bool tm_template_mentions(const tm_template *t, const char *text)
+{
+    const tm_chat_format *f = t->format;
+    if (!f)
+        return tm_jinja_mentions(t->plain, text) ||
+               (t->with_tools && tm_jinja_mentions(t->with_tools, text));
+    const char *const parts[] = {f->system, f->user, f->assistant, f->tool,
+                                 f->tools,  f->call, f->eocall,    f->start};
+    for (size_t i = 0; i < TM_ARRAY_LEN(parts); i++)
+        if (parts[i] && strstr(parts[i], text))
+            return true;
+    return false;
+}
+
+bool tm_template_takes_tools(const tm_template *t)
+{
+    if (t->format)
+        return t->format->tools != NULL;
+    return t->with_tools || tm_jinja_mentions(t->plain, "tools");
 }
 
 tm_status tm_template_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,

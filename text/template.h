@@ -26,6 +26,14 @@ const char *tm_template_name(const tm_template *t); /* "chatml", "jinja" */
 /* Texts that end an answer besides the model's stop ids: index 0, 1, ... until NULL. */
 const char *tm_template_stop(const tm_template *t, int index);
 
+/* A system message for conversations that bring none (LMDeploy's meta instruction). Before the template is
+ * used; NULL or "" keeps what the template does by itself. */
+tm_status tm_template_set_meta(tm_template *t, const char *text, tm_err *err);
+/* Whether the template's source, or a text of the built-in format, holds `text`. */
+bool tm_template_mentions(const tm_template *t, const char *text);
+/* Whether tools given to a render reach the prompt. */
+bool tm_template_takes_tools(const tm_template *t);
+
 typedef struct tm_render_args {
     const json_t *messages; /* array of {role, content, ...}, already validated */
     const json_t *tools;    /* or NULL */

@@ -43,6 +43,7 @@ struct tm_template {
     bool infilling; /* the prompt is the text around <FILL> */
     char *
         prefix; /* what formats begin with: BOS and its like, as the tokenizer would add it; or NULL */
+    char *meta; /* the user's system message for conversations that bring none; or NULL */
     tm_chat_name *names;
     int name_count;
 };

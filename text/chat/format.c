@@ -314,7 +314,8 @@ static bool begins(const char *text, const char *part)
 static void put_opening(writer *w, bool system)
 {
     const tm_chat_format *f = w->f;
-    bool instruct = !f->raw && !system && f->meta;
+    const char *meta = w->t->meta ? w->t->meta : f->meta;
+    bool instruct = !f->raw && !system && meta;
     const char *begin = f->raw                 ? NULL
                         : (system || instruct) ? f->system
                         : f->first             ? f->first
@@ -325,7 +326,7 @@ static void put_opening(writer *w, bool system)
         put(w, w->t->prefix);
     if (instruct) {
         put(w, f->system);
-        put(w, f->meta);
+        put(w, meta);
         put(w, f->eosys);
     } else if (!system && !f->raw) {
         put(w, f->first);

@@ -196,6 +196,19 @@ static tm_status render(const tm_template *t, const tm_jinja *jinja, const tm_re
     return tm_jinja_render(jinja, &args, &out->text, &out->input, &out->input_count, err);
 }
 
+/* The user's system message in front of a conversation that has none. */
+static tm_status add_meta(const tm_template *t, json_t *messages, tm_err *err)
+{
+    const json_t *first = json_array_get(messages, 0);
+    const char *role = json_string_value(json_object_get(first, "role"));
+    if (!t->meta || (role && strcmp(role, "system") == 0))
+        return TM_OK;
+    json_t *m = json_pack("{s:s, s:s}", "role", "system", "content", t->meta);
+    return m && json_array_insert_new(messages, 0, m) == 0
+               ? TM_OK
+               : TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a prompt");
+}
+
 tm_status tm_chat_jinja_render(const tm_template *t, const tm_render_args *args, tm_rendered *out,
                                tm_err *err)
 {
@@ -207,7 +220,8 @@ tm_status tm_chat_jinja_render(const tm_template *t, const tm_render_args *args,
     if (!messages)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a prompt");
     tm_buf_init(&r.text, 0);
-    if (args->continue_final_message) {
+    st = add_meta(t, messages, err);
+    if (st == TM_OK && args->continue_final_message) {
         st = find_final(messages, &f)
                  ? mark_final(messages, &f, err)
                  : TM_FAIL(err, TM_STATUS_INVALID, "the final message has no text to continue");

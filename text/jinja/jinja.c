@@ -2,6 +2,7 @@
 #include "text/jinja/jinja.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/check.h"
 #include "common/json.h"
@@ -39,7 +40,11 @@ tm_status tm_jinja_compile(tm_jinja **out, const char *source, size_t len, tm_er
         free(t);
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a chat template");
     }
-    tm_status st = tm_jparse(t->arena, source, len, &p, err);
+    t->source = tm_arena_memdup(t->arena, source, len);
+    t->source_len = len;
+    tm_status st = t->source
+                       ? tm_jparse(t->arena, source, len, &p, err)
+                       : TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a chat template");
     if (st != TM_OK) {
         tm_jinja_destroy(t);
         return st;
@@ -61,6 +66,11 @@ void tm_jinja_destroy(tm_jinja *t)
         return;
     tm_arena_destroy(t->arena);
     free(t);
+}
+
+bool tm_jinja_mentions(const tm_jinja *t, const char *text)
+{
+    return memmem(t->source, t->source_len, text, strlen(text)) != NULL;
 }
 
 /* ---- rendering ------------------------------------------------------------------------------------------ */

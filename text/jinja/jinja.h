@@ -18,6 +18,7 @@ typedef struct tm_jinja tm_jinja;
 
 tm_status tm_jinja_compile(tm_jinja **out, const char *source, size_t len, tm_err *err);
 void tm_jinja_destroy(tm_jinja *t);
+bool tm_jinja_mentions(const tm_jinja *t, const char *text); /* the source holds it */
 
 /* A variable of the render. Strings below it are input, unless `trusted`. */
 typedef struct tm_jinja_var {

@@ -18,6 +18,8 @@
 
 struct tm_jinja {
     tm_arena *arena;
+    const char *source;
+    size_t source_len;
     const tm_jnode *root;
     /* Names with a meaning of their own, NULL when the template does not mention them. */
     const char *loop, *caller, *varargs, *kwargs;
