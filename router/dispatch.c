@@ -193,7 +193,7 @@ tm_status tm_dispatch_create(tm_dispatch **out, const tm_dispatch_opts *o, tm_er
     d->relists = tm_metrics_series(o->metrics, &RELISTS, NULL);
     d->revision = tm_metrics_series(o->metrics, &REVISION, NULL);
     TM_TRY_GOTO(tm_mailbox_create(&d->mailbox, NOTES_MAX, NOTE_BYTES_MAX, err), err_destroy);
-    TM_TRY_GOTO(tm_links_create(&d->links, d->mailbox, o->chat_template, err), err_destroy);
+    TM_TRY_GOTO(tm_links_create(&d->links, d->mailbox, &o->served, err), err_destroy);
     tm_pool_opts po = pool_opts(d, o);
     TM_TRY_GOTO(tm_pool_create(&d->pool, &po, err), err_destroy);
     TM_TRY_GOTO(start_loop(d, o->base, err), err_destroy);

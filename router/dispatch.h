@@ -89,16 +89,16 @@ typedef enum tm_policy_kind {
 typedef struct tm_dispatch_opts {
     struct event_base *base;
     tm_metrics *metrics;
-    const char *etcd;          /* endpoints, or NULL */
-    const char *prefix;        /* "/turbomesh/v1/groups/default/" */
-    const char *workers;       /* static member list "host:port,host:port", or NULL */
-    const char *chat_template; /* override for every model, or NULL */
-    int policy;                /* tm_policy_kind */
-    int queue_max;             /* generations waiting in the router for a group */
-    int64_t queue_wait_ms;     /* longest wait for a group before 503 */
-    int64_t dead_ms;           /* no message from a group for this long: dead (2 s) */
-    int64_t suspect_ms;        /* not picked any more (0.5 s) */
-    int moves_max;             /* continuations per generation (3) */
+    const char *etcd;      /* endpoints, or NULL */
+    const char *prefix;    /* "/turbomesh/v1/groups/default/" */
+    const char *workers;   /* static member list "host:port,host:port", or NULL */
+    tm_served_opts served; /* of every model; the strings must outlive dispatch */
+    int policy;            /* tm_policy_kind */
+    int queue_max;         /* generations waiting in the router for a group */
+    int64_t queue_wait_ms; /* longest wait for a group before 503 */
+    int64_t dead_ms;       /* no message from a group for this long: dead (2 s) */
+    int64_t suspect_ms;    /* not picked any more (0.5 s) */
+    int moves_max;         /* continuations per generation (3) */
     const char *router_id;
 } tm_dispatch_opts;
 

@@ -65,6 +65,12 @@ static const tm_opt_row g_rows[] = {
      "How often a stream may move to another group."},
     {"chat-template", NULL, TM_OPT_STR, OFF(chat_template), NULL, 0, 0, NULL,
      "Built-in template name or template text instead of the models' own."},
+    {"meta-instruction", NULL, TM_OPT_STR, OFF(meta_instruction), NULL, 0, 0, NULL,
+     "System message of conversations that bring none."},
+    {"tool-call-parser", NULL, TM_OPT_STR, OFF(tool_parser), "auto", 0, 0, NULL,
+     "How the models write tool calls: auto by the template, none, or a name."},
+    {"reasoning-parser", NULL, TM_OPT_STR, OFF(reason_parser), "auto", 0, 0, NULL,
+     "How the models write reasoning: auto by the template, none, or a name."},
 
     {"api-key-file", "api-keys", TM_OPT_STR, OFF(api_key_file), NULL, 0, 0, NULL,
      "File of API keys, one name:sha256hex[:role] per line; read again on SIGHUP."},
@@ -144,8 +150,18 @@ static bool is_loopback(const char *host)
     return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
+tm_served_opts tm_router_served_opts(const tm_router_opts *o)
+{
+    return (tm_served_opts){.chat_template = o->chat_template,
+                            .meta_instruction = o->meta_instruction,
+                            .tool_parser = o->tool_parser,
+                            .reason_parser = o->reason_parser};
+}
+
 tm_status tm_router_opts_check(const tm_router_opts *o, tm_err *err)
 {
+    const tm_served_opts served = tm_router_served_opts(o);
+    TM_TRY(tm_served_opts_check(&served, err));
     if (!o->etcd && !o->workers)
         return TM_FAIL(err, TM_STATUS_CONFIG, "--etcd or --workers is needed, see --help");
     if (!o->api_key_file && !o->insecure_open && !is_loopback(o->host))

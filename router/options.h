@@ -4,6 +4,7 @@
 
 #include "common/opt.h"
 #include "net/etcd/etcd.h"
+#include "router/served.h"
 
 typedef struct tm_router_opts {
     /* listening */
@@ -19,7 +20,7 @@ typedef struct tm_router_opts {
     tm_etcd_access etcd_access;
     int policy; /* tm_policy_kind */
     int64_t queue_max, queue_wait_ms, suspect_ms, dead_ms, moves_max;
-    const char *chat_template;
+    const char *chat_template, *meta_instruction, *tool_parser, *reason_parser;
     /* access */
     const char *api_key_file;
     bool insecure_open;
@@ -38,6 +39,8 @@ typedef struct tm_router_opts {
 
 extern const tm_opt_table TM_ROUTER_OPTIONS;
 
+/* What concerns the text side of models. */
+tm_served_opts tm_router_served_opts(const tm_router_opts *o);
 /* What the rows cannot say: host against keys, bounds against each other. CONFIG. */
 tm_status tm_router_opts_check(const tm_router_opts *o, tm_err *err);
 

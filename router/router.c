@@ -61,7 +61,7 @@ static tm_status create_dispatch(tm_router *r, tm_err *err)
                                 .etcd = o->etcd,
                                 .prefix = o->etcd_prefix,
                                 .workers = o->workers,
-                                .chat_template = o->chat_template,
+                                .served = tm_router_served_opts(o),
                                 .policy = o->policy,
                                 .queue_max = (int)o->queue_max,
                                 .queue_wait_ms = o->queue_wait_ms,

@@ -64,6 +64,12 @@ static tm_status read_stops(tm_served *s, const json_t *root, tm_err *err)
     return TM_OK;
 }
 
+/* What config.json says of the model's kind; tool calls are written differently by kind. */
+static const char *model_type(const json_t *config)
+{
+    return json_string_value(tm_json_get(config, "model_type"));
+}
+
 static tm_status read_config(tm_served *s, const json_t *root, tm_err *err)
 {
     int64_t context = s->max_context, vocab = s->vocab;
@@ -120,10 +126,64 @@ static void destroy(tm_served *s)
     free(s);
 }
 
+/* ---- parsers ---- */
+
+static bool is_choice(const char *name, const char *word)
+{
+    return name && strcmp(name, word) == 0;
+}
+
+static bool is_auto(const char *name)
+{
+    return !name || !*name || is_choice(name, "auto");
+}
+
+tm_status tm_served_opts_check(const tm_served_opts *o, tm_err *err)
+{
+    tm_buf names;
+    tm_status st = TM_OK;
+    tm_buf_init(&names, 400);
+    if (!is_auto(o->tool_parser) && !is_choice(o->tool_parser, "none") &&
+        !tm_tool_parser_find(o->tool_parser)) {
+        tm_tool_parser_list(&names);
+        st = TM_FAIL(err, TM_STATUS_CONFIG,
+                     "tool-call-parser: '%.40s' is not auto, none or one of %.300s", o->tool_parser,
+                     names.data ? names.data : "");
+    } else if (!is_auto(o->reason_parser) && !is_choice(o->reason_parser, "none") &&
+               !tm_reason_parser_find(o->reason_parser)) {
+        tm_reason_parser_list(&names);
+        st = TM_FAIL(err, TM_STATUS_CONFIG,
+                     "reasoning-parser: '%.40s' is not auto, none or one of %.300s",
+                     o->reason_parser, names.data ? names.data : "");
+    }
+    tm_buf_deinit(&names);
+    return st;
+}
+
+static tm_status choose_parsers(tm_served *s, const tm_text_file *files, int count,
+                                const tm_served_opts *o, tm_err *err)
+{
+    json_t *config;
+    TM_TRY(tm_served_opts_check(o, err));
+    TM_TRY(parse_file(files, count, "config.json", &config, err));
+    if (!is_auto(o->tool_parser))
+        s->tool_parser = tm_tool_parser_find(o->tool_parser);
+    else if (s->template)
+        s->tool_parser = tm_tool_parser_detect(s->template, model_type(config));
+    if (!is_auto(o->reason_parser))
+        s->reason_parser = tm_reason_parser_find(o->reason_parser);
+    else if (s->template)
+        s->reason_parser = tm_reason_parser_detect(s->template);
+    json_decref(config);
+    return TM_OK;
+}
+
 tm_status tm_served_create(tm_served **out, const char *name, const char *digest,
-                           const tm_text_file *files, int count, const char *chat_template,
+                           const tm_text_file *files, int count, const tm_served_opts *opts,
                            tm_err *err)
 {
+    static const tm_served_opts defaults = {.chat_template = NULL};
+    const tm_served_opts *o = opts ? opts : &defaults;
     tm_status st = TM_OK;
     tm_served *s = calloc(1, sizeof *s);
     if (!s)
@@ -143,9 +203,12 @@ tm_status tm_served_create(tm_served **out, const char *name, const char *digest
     TM_TRY_GOTO(read_files(s, files, count, err), fail);
     if (s->stop_count == 0 && tm_tokenizer_eos(s->tokenizer) >= 0)
         s->stop_ids[s->stop_count++] = tm_tokenizer_eos(s->tokenizer);
-    st = tm_template_create(&s->template, files, count, chat_template, s->tokenizer, err);
+    st = tm_template_create(&s->template, files, count, o->chat_template, s->tokenizer, err);
     if (st != TM_OK && st != TM_STATUS_NOT_FOUND)
         goto fail;
+    if (s->template)
+        TM_TRY_GOTO(tm_template_set_meta(s->template, o->meta_instruction, err), fail);
+    TM_TRY_GOTO(choose_parsers(s, files, count, o, err), fail);
     *out = s;
     return TM_OK;
 fail:

@@ -13,6 +13,8 @@
 
 typedef struct tm_template tm_template;
 
+#define TM_TEMPLATE_STOPS_MAX 8
+
 /* t NULL: a template without a model, which knows no special tokens.
  * Choice: `override` (a built-in name, template text, LMDeploy's JSON form, or a file with one of them;
  * NULL = none), chat_template.jinja, tokenizer_config.chat_template, chat_template.json, the built-in for the

@@ -38,30 +38,48 @@ static bool is_stop_id(const tm_api_job *j, int32_t token)
 /* Special tokens that are skipped write nothing, so they have no record either. */
 static bool has_record(const tm_api_job *j, int32_t token)
 {
-    return j->logprobs >= 0 &&
-           !(j->skip_special && tm_tokenizer_is_special(j->served->tokenizer, token));
+    if (j->logprobs < 0)
+        return false;
+    for (int i = 0; i < j->keep_count; i++)
+        if (j->keep[i] == token)
+            return true;
+    return !(j->skip_special && tm_tokenizer_is_special(j->served->tokenizer, token));
 }
 
 static void finish(tm_api_choice *ch, const char *reason)
 {
     ch->finished = true;
-    ch->finish = reason;
+    ch->finish = tm_api_answer_finish(ch, reason);
     if (ch->gen)
         tm_gen_cancel(ch->gen);
     ch->gen = NULL;
 }
 
-/* The text of a token. True when a stop string completed. */
+/* Counts what the detokeniser appended since its buffer had `before` bytes, and has it taken apart. */
+static void took_text(tm_api_choice *ch, size_t before)
+{
+    if (!ch->parse) {
+        ch->text_bytes += ch->text.len - before;
+        return;
+    }
+    bool inside = tm_parse_inside(ch->parse);
+    ch->text_bytes += ch->raw.len - before;
+    tm_api_answer_take(ch);
+    ch->reasoning_tokens += inside && tm_parse_inside(ch->parse);
+}
+
+/* The text of a token. True when a stop string completed, or the only call that was wanted. */
 static bool take_token(tm_api_choice *ch, int32_t token, const tm_api_lp *lp)
 {
+    tm_buf *out = ch->parse ? &ch->raw : &ch->text;
     if (lp)
         tm_api_lp_add(ch, *lp);
-    size_t before = ch->text.len;
-    bool stopped = tm_detok_push(ch->detok, token, &ch->text);
-    ch->text_bytes += ch->text.len - before;
+    size_t before = out->len;
+    bool stopped = tm_detok_push(ch->detok, token, out);
+    took_text(ch, before);
     if (stopped)
         tm_api_lp_trim(ch);
-    return stopped;
+    return stopped || (ch->parse && tm_parse_full(ch->parse));
 }
 
 static bool release_held(tm_api_choice *ch)
@@ -218,9 +236,10 @@ static void on_end(void *user, tm_gen_finish how)
     else
         stopped = release_held(ch);
     if (!stopped) {
-        size_t before = ch->text.len;
-        tm_detok_finish(ch->detok, &ch->text);
-        ch->text_bytes += ch->text.len - before;
+        tm_buf *out = ch->parse ? &ch->raw : &ch->text;
+        size_t before = out->len;
+        tm_detok_finish(ch->detok, out);
+        took_text(ch, before);
     }
     finish(ch, how == TM_GEN_STOP || stopped ? "stop" : "length");
     choice_event(ch);
@@ -241,6 +260,7 @@ void tm_api_choice_deinit(tm_api_choice *ch)
 {
     TM_ASSERT(ch->gen == NULL);
     tm_detok_destroy(ch->detok);
+    tm_api_answer_deinit(ch);
     tm_buf_deinit(&ch->text);
     free(ch->lps);
     free(ch->tops);

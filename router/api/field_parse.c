@@ -331,20 +331,3 @@ TM_API_PARSER(tm_api_parse_response_format)
     return tm_api_fail(e, TM_API_INVALID_VALUE, "response_format.type",
                        "'response_format.type' must be one of text, json_object, json_schema.");
 }
-
-/* Without tools, only the choices that call none make sense. */
-TM_API_PARSER(tm_api_parse_tool_choice)
-{
-    (void)p;
-    (void)limits;
-    static const char *const harmless[] = {"none", "auto"};
-    if (!json_is_string(v) && !json_is_object(v))
-        return tm_api_fail_type(e, f->name, "a string or an object", v);
-    if (json_is_string(v) && one_of(v, harmless, TM_ARRAY_LEN(harmless)))
-        return true;
-    if (json_is_string(v) && strcmp(json_string_value(v), "required") != 0)
-        return tm_api_fail(e, TM_API_INVALID_VALUE, f->name,
-                           "'%s' must be none, auto, required or an object.", f->name);
-    return tm_api_fail(e, TM_API_UNSUPPORTED, f->name, "'%s' is not supported by this server.",
-                       f->name);
-}

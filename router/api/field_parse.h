@@ -26,7 +26,10 @@ TM_API_PARSER(tm_api_parse_effort);
 TM_API_PARSER(tm_api_parse_metadata);
 TM_API_PARSER(tm_api_parse_modalities);
 TM_API_PARSER(tm_api_parse_response_format);
+TM_API_PARSER(tm_api_parse_tools);
+TM_API_PARSER(tm_api_parse_functions);
 TM_API_PARSER(tm_api_parse_tool_choice);
+TM_API_PARSER(tm_api_parse_function_call);
 
 /* A string without NUL characters. */
 bool tm_api_plain_string(const json_t *v);

@@ -14,6 +14,7 @@
 #include "common/hash.h"
 #include "common/json.h"
 #include "router/api/field_parse.h"
+#include "router/api/tools.h"
 
 #define INT32_TOP 2147483647.0
 #define ANY_INT   -0x1p63, 0x1p63
@@ -95,6 +96,13 @@ static const tm_api_field g_fields[] = {
     CUSTOM("chat_template_kwargs", TM_API_CHAT, tm_api_parse_kwargs),
     CUSTOM("enable_thinking", TM_API_CHAT, tm_api_parse_thinking),
     CUSTOM("reasoning_effort", TM_API_CHAT, tm_api_parse_effort),
+    /* tools */
+    CUSTOM("tools", TM_API_CHAT, tm_api_parse_tools),
+    CUSTOM("functions", TM_API_CHAT, tm_api_parse_functions),
+    CUSTOM("tool_choice", TM_API_CHAT, tm_api_parse_tool_choice),
+    CUSTOM("function_call", TM_API_CHAT, tm_api_parse_function_call),
+    BOOL("parallel_tool_calls", TM_API_CHAT, 1, parallel_tool_calls),
+    CHECKED("parallel_tool_calls", TM_API_COMPLETION, TM_API_BOOL, 0),
     /* accepted, without effect on the answer */
     CHECKED("safety_identifier", TM_API_BOTH, TM_API_STR, 64),
     CUSTOM("metadata", TM_API_BOTH, tm_api_parse_metadata),
@@ -102,18 +110,13 @@ static const tm_api_field g_fields[] = {
     CHECKED("service_tier", TM_API_BOTH, TM_API_STR, 64),
     CHECKED("verbosity", TM_API_BOTH, TM_API_STR, 64),
     CHECKED("prompt_cache_retention", TM_API_BOTH, TM_API_STR, 64),
-    CHECKED("parallel_tool_calls", TM_API_BOTH, TM_API_BOOL, 0),
     CHECKED("user_id", TM_API_BOTH, TM_API_STR, 255),
     CHECKED("prediction", TM_API_CHAT, TM_API_ANY, 0),
     CHECKED("web_search_options", TM_API_CHAT, TM_API_ANY, 0),
     CHECKED("moderation", TM_API_BOTH, TM_API_ANY, 0),
     CUSTOM("modalities", TM_API_CHAT, tm_api_parse_modalities),
     CUSTOM("response_format", TM_API_BOTH, tm_api_parse_response_format),
-    CUSTOM("tool_choice", TM_API_CHAT, tm_api_parse_tool_choice),
-    CUSTOM("function_call", TM_API_CHAT, tm_api_parse_tool_choice),
     /* refused, because leaving them out would change what the client gets */
-    CHECKED("tools", TM_API_CHAT, TM_API_REFUSE, 0),
-    CHECKED("functions", TM_API_CHAT, TM_API_REFUSE, 0),
     CHECKED("audio", TM_API_CHAT, TM_API_REFUSE, 0),
     CHECKED("suffix", TM_API_COMPLETION, TM_API_REFUSE, 0),
     CHECKED("chat_template", TM_API_CHAT, TM_API_REFUSE, 0),
@@ -299,6 +302,8 @@ static bool check_together(const tm_api_params *p, int route, tm_api_error *e)
         return tm_api_fail(
             e, TM_API_INVALID_VALUE, "continue_final_message",
             "'continue_final_message' and 'add_generation_prompt' exclude each other.");
+    if (route == TM_API_CHAT && !tm_api_tools_check(p, e))
+        return false;
     if (route == TM_API_CHAT && !p->messages && !p->input_ids)
         return tm_api_fail(e, TM_API_MISSING, "messages",
                            "Missing required parameter: 'messages'.");

@@ -11,10 +11,12 @@
 #include "common/sampling.h"
 #include "router/api/error.h"
 #include "router/served.h"
+#include "text/detok.h"
 
 #define TM_API_STOPS_MAX      16 /* what the detokeniser can hold; the option may say less */
 #define TM_API_STOP_BYTES_MAX 256
 #define TM_API_STOP_IDS_MAX   64
+#define TM_API_STOP_IDS_ROOM  (TM_API_STOP_IDS_MAX + TM_TEMPLATE_STOPS_MAX) /* with the template's */
 #define TM_API_BIAS_MAX       1024
 #define TM_API_N_MAX          128
 
@@ -50,14 +52,16 @@ typedef struct tm_api_params {
     bool stream, include_usage, has_stream_options;
     bool ignore_eos, skip_special_tokens, include_stop, return_token_ids, echo;
     bool add_generation_prompt, has_add_generation_prompt, continue_final_message;
-    const char *stops[TM_API_STOPS_MAX];
+    const char *stops[TM_DETOK_STOPS_MAX]; /* the request's, then the template's */
     int stop_count;
-    int32_t stop_ids[TM_API_STOP_IDS_MAX];
+    int32_t stop_ids[TM_API_STOP_IDS_ROOM];
     int stop_id_count;
     const json_t *logit_bias; /* object, its shape checked */
     char session[256];        /* affinity key, "" = none */
     const char *prompt_cache_key, *user, *cache_salt, *reasoning_effort;
     const json_t *messages, *prompt, *input_ids, *template_kwargs, *enable_thinking;
+    const json_t *tools, *functions, *tool_choice, *function_call; /* NULL = absent or empty */
+    bool parallel_tool_calls;
 } tm_api_params;
 
 typedef struct tm_api_field tm_api_field;

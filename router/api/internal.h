@@ -41,6 +41,17 @@ typedef struct tm_api_lp {
     uint64_t char_offset; /* characters of text before it */
 } tm_api_lp;
 
+#define TM_API_CALL_ID 40
+
+/* A stretch of a choice's text and what it is; of an answer that is taken apart (answer.c). */
+typedef struct tm_api_part {
+    tm_parse_kind kind;
+    bool dropped;
+    int call;
+    size_t begin, len;
+    char id[TM_API_CALL_ID]; /* CALL: the text is the function's name */
+} tm_api_part;
+
 struct tm_api_choice {
     tm_api_job *job;
     tm_gen *gen; /* NULL: not started or over */
@@ -69,6 +80,12 @@ struct tm_api_choice {
     /* token ids: waiting or all */
     int32_t *ids;
     size_t id_count, id_cap;
+    /* taken apart: the detokeniser's text goes through `raw` into `text` and parts of it */
+    tm_parse *parse; /* NULL: `text` is the content */
+    tm_buf raw;
+    tm_api_part *parts; /* waiting or all */
+    size_t part_count, part_cap;
+    int32_t reasoning_tokens;
 };
 
 struct tm_api_job {
@@ -87,8 +104,15 @@ struct tm_api_job {
     bool ids_sent; /* chat: prompt_token_ids went out with the first chunk */
     tm_api_prompt *prompts;
     int prompt_count;
-    int32_t stop_ids[TM_API_STOP_IDS_MAX];
+    int32_t stop_ids[TM_API_STOP_IDS_ROOM];
     int stop_id_count;
+    const tm_tool_parser *tool_parser;     /* NULL: calls are not looked for */
+    const tm_reason_parser *reason_parser; /* NULL: reasoning is not looked for */
+    int32_t keep[TM_PARSE_KEEP_MAX];       /* special tokens that these read */
+    int keep_count;
+    tm_api_tools tools;
+    char *forced; /* how every answer begins; it is not generated */
+    bool inside;  /* answers begin inside of reasoning */
     int n, open;
     int64_t last_write_ms;
     int choice_count;
@@ -162,6 +186,16 @@ void tm_api_job_fail(tm_api_job *j, const tm_api_error *e);
 /* ---- choice.c: tokens into text ---- */
 extern const tm_gen_ops tm_api_choice_ops;
 void tm_api_choice_deinit(tm_api_choice *ch);
+
+/* ---- answer.c: reasoning and calls of an answer ---- */
+bool tm_api_answer_open(tm_api_choice *ch); /* false without memory */
+void tm_api_answer_take(tm_api_choice *ch); /* parses what is in `raw` */
+/* The end of the text; the finish_reason, which calls may change. */
+const char *tm_api_answer_finish(tm_api_choice *ch, const char *reason);
+void tm_api_answer_deinit(tm_api_choice *ch);
+/* Members of "message" but for the role; members of a "delta". */
+void tm_api_answer_put(tm_jw *w, tm_api_choice *ch);
+void tm_api_answer_put_delta(tm_jw *w, const tm_api_choice *ch, const tm_api_part *part);
 
 /* ---- stream.c: server-sent events ---- */
 void tm_api_stream_flush(tm_api_choice *ch); /* whatever is due; may end the stream */

@@ -140,6 +140,14 @@ static tm_api_job *job_create(tm_api_call *c, tm_prep *p, int count)
     j->prompt_count = p->prompt_count;
     p->prompts = NULL;
     p->prompt_count = 0;
+    j->tools = p->tools;
+    p->tools = (tm_api_tools){.list = NULL};
+    j->forced = p->forced;
+    p->forced = NULL;
+    j->inside = p->inside;
+    j->tool_parser = j->tools.list ? j->served->tool_parser : NULL;
+    j->reason_parser = j->chat ? j->served->reason_parser : NULL;
+    j->keep_count = tm_parse_keep(j->tool_parser, j->reason_parser, j->served->tokenizer, j->keep);
     if (j->stream)
         make_head(j);
     for (int i = 0; i < count; i++) {
@@ -160,8 +168,11 @@ static bool start_choice(tm_api_choice *ch, const tm_api_params *params, tm_gen_
     const tm_detok_opts detok = {.skip_special = j->skip_special,
                                  .stops = params->stops,
                                  .stop_count = params->stop_count,
-                                 .include_stop = j->include_stop};
-    if (tm_detok_create(&ch->detok, j->served->tokenizer, &detok, NULL) != TM_OK)
+                                 .include_stop = j->include_stop,
+                                 .keep = j->keep,
+                                 .keep_count = j->keep_count};
+    if (tm_detok_create(&ch->detok, j->served->tokenizer, &detok, NULL) != TM_OK ||
+        !tm_api_answer_open(ch))
         return tm_api_fail(e, TM_API_INTERNAL, NULL, NULL);
     args->max_tokens = tm_api_max_tokens(params, j->served, j->chat, prompt->len);
     args->prompt = prompt->ids;
@@ -268,6 +279,8 @@ void tm_api_job_destroy(tm_api_job *j)
     for (int i = 0; i < j->choice_count; i++)
         tm_api_choice_deinit(&j->choices[i]);
     free_prompts(j);
+    tm_api_tools_deinit(&j->tools);
+    free(j->forced);
     tm_buf_deinit(&j->head);
     tm_served_release(j->served);
     free(j);

@@ -123,8 +123,12 @@ static bool read_parts(message *m, const json_t *parts, role who)
 static bool read_content(message *m, role who)
 {
     const json_t *v = tm_json_get(m->in, "content");
-    bool calls = who == ROLE_ASSISTANT && json_array_size(tm_json_get(m->in, "tool_calls")) > 0;
-    if (!v && (calls || (who == ROLE_ASSISTANT && tm_json_get(m->in, "refusal"))))
+    bool calls = who == ROLE_ASSISTANT && (json_array_size(tm_json_get(m->in, "tool_calls")) > 0 ||
+                                           tm_json_get(m->in, "function_call"));
+    if (!v && calls) /* templates tell such a message by its missing content */
+        return json_object_set_new(m->out, "content", json_null()) == 0 ||
+               tm_api_fail(m->e, TM_API_INTERNAL, NULL, NULL);
+    if (!v && who == ROLE_ASSISTANT && tm_json_get(m->in, "refusal"))
         return put_text(m, "content", "", 0);
     if (!v)
         return tm_api_fail(m->e, TM_API_MISSING, at(m, "content"),
@@ -136,7 +140,8 @@ static bool read_content(message *m, role who)
     return copy_text(m, "content", v);
 }
 
-/* Arguments come as JSON text; templates want the object. */
+/* Arguments come as JSON text; templates want the object. Text that is none (an earlier call that was cut) stays
+ * as it is. */
 static bool read_arguments(message *m, const char *field, const json_t *v, json_t **out)
 {
     if (json_is_object(v)) {
@@ -152,8 +157,7 @@ static bool read_arguments(message *m, const char *field, const json_t *v, json_
         parsed = NULL;
     if (!json_is_object(parsed)) {
         json_decref(parsed);
-        return tm_api_fail(m->e, TM_API_INVALID_VALUE, at(m, field), "'%s' must be a JSON object.",
-                           at(m, field));
+        parsed = json_incref((json_t *)(uintptr_t)v);
     }
     *out = parsed;
     return true;
@@ -204,6 +208,28 @@ static bool read_call(message *m, size_t i, const json_t *call, json_t *list)
     return true;
 }
 
+/* The old form of one call, without an id. */
+static bool read_function_call(message *m, const json_t *fn)
+{
+    const char *name;
+    json_t *args = NULL;
+    const json_t *v = tm_json_get(fn, "arguments");
+    if (!json_is_object(fn))
+        return tm_api_fail_type(m->e, at(m, "function_call"), "an object", fn);
+    if (!required_string(m, "function_call.name", fn, "name", &name))
+        return false;
+    if (!v)
+        return tm_api_fail(m->e, TM_API_MISSING, at(m, "function_call.arguments"),
+                           "Missing required parameter: '%s'.", at(m, "function_call.arguments"));
+    if (!read_arguments(m, "function_call.arguments", v, &args))
+        return false;
+    json_t *list = json_pack("[{s:s, s:{s:s, s:o}}]", "type", "function", "function", "name", name,
+                             "arguments", args);
+    if (json_object_set_new(m->out, "tool_calls", list) != 0)
+        return tm_api_fail(m->e, TM_API_INTERNAL, NULL, NULL);
+    return true;
+}
+
 static bool read_assistant(message *m)
 {
     const json_t *calls = tm_json_get(m->in, "tool_calls");
@@ -216,8 +242,9 @@ static bool read_assistant(message *m)
         return false;
     if (calls && !json_is_array(calls))
         return tm_api_fail_type(m->e, at(m, "tool_calls"), "an array", calls);
+    const json_t *old = tm_json_get(m->in, "function_call");
     if (json_array_size(calls) == 0)
-        return true;
+        return !old || read_function_call(m, old);
     json_t *list = json_array();
     size_t i;
     json_t *call;

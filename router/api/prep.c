@@ -40,6 +40,8 @@ void tm_prep_destroy(tm_prep *p)
         return;
     free_prompts(p);
     tm_served_release(p->served);
+    tm_api_tools_deinit(&p->tools);
+    free(p->forced);
     json_decref(p->root);
     free(p);
 }
@@ -60,9 +62,27 @@ static size_t text_weight(const json_t *v)
     return sum;
 }
 
+/* Every text of the schemas, which all go into the prompt. */
+static size_t tools_weight(const json_t *v)
+{
+    size_t sum = json_string_length(v), i;
+    const char *key;
+    json_t *item;
+    json_array_foreach(v, i, item)
+    {
+        sum += tools_weight(item);
+    }
+    json_object_foreach((json_t *)(uintptr_t)v, key, item)
+    {
+        sum += strlen(key) + tools_weight(item);
+    }
+    return sum;
+}
+
 size_t tm_prep_weight(const tm_prep *p)
 {
-    return text_weight(p->params.messages) + text_weight(p->params.prompt);
+    return text_weight(p->params.messages) + text_weight(p->params.prompt) +
+           tools_weight(p->params.tools) + tools_weight(p->params.functions);
 }
 
 static bool alloc_prompts(tm_prep *p, size_t count)
@@ -163,8 +183,11 @@ static json_t *template_kwargs(const tm_api_params *p)
         p->template_kwargs ? json_copy((json_t *)(uintptr_t)p->template_kwargs) : json_object();
     if (!o)
         return NULL;
-    if (p->enable_thinking)
+    if (p->enable_thinking) {
         json_object_set_new(o, "enable_thinking", json_boolean(json_is_true(p->enable_thinking)));
+        if (!json_object_get(o, "thinking")) /* DeepSeek's name for it */
+            json_object_set_new(o, "thinking", json_boolean(json_is_true(p->enable_thinking)));
+    }
     if (p->reasoning_effort) {
         json_object_set_new(o, "reasoning_effort", json_string(p->reasoning_effort));
         if (!p->enable_thinking && strcmp(p->reasoning_effort, "none") == 0)
@@ -173,25 +196,191 @@ static json_t *template_kwargs(const tm_api_params *p)
     return o;
 }
 
+/* Templates disagree on what the client's calls look like: most want arguments as an object and no content as
+ * none, some put the JSON text into a string, some want every content to be a string. */
+typedef struct variant {
+    bool text_arguments, empty_content;
+} variant;
+
+static bool has_calls(const json_t *messages)
+{
+    for (size_t i = 0; i < json_array_size(messages); i++)
+        if (json_object_get(json_array_get(messages, i), "tool_calls"))
+            return true;
+    return false;
+}
+
+static bool arguments_to_text(json_t *message)
+{
+    json_t *calls = json_object_get(message, "tool_calls"), *call;
+    size_t i;
+    json_array_foreach(calls, i, call)
+    {
+        json_t *fn = json_object_get(call, "function"), *args = json_object_get(fn, "arguments");
+        char *text = json_is_object(args) ? json_dumps(args, JSON_ENCODE_ANY) : NULL;
+        bool ok = !json_is_object(args) ||
+                  (text && json_object_set_new(fn, "arguments", json_string(text)) == 0);
+        free(text);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+/* A copy of the messages in that form; NULL without memory. */
+static json_t *vary(const json_t *messages, variant how)
+{
+    json_t *list = json_deep_copy(messages), *m;
+    size_t i;
+    json_array_foreach(list, i, m)
+    {
+        bool ok = !how.text_arguments || arguments_to_text(m);
+        if (ok && how.empty_content && json_is_null(json_object_get(m, "content")))
+            ok = json_object_set_new(m, "content", json_string("")) == 0;
+        if (!ok) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+static tm_status render(const tm_prep *p, const json_t *messages, const json_t *kwargs,
+                        tm_rendered *r, tm_err *err)
+{
+    static const variant others[] = {{true, false}, {false, true}, {true, true}};
+    tm_render_args args = {.messages = messages,
+                           .tools = p->tools.list,
+                           .kwargs = kwargs,
+                           .add_generation_prompt = p->params.add_generation_prompt,
+                           .continue_final_message = p->params.continue_final_message};
+    tm_status st = tm_template_render(p->served->template, &args, r, err);
+    for (size_t i = 0; st == TM_STATUS_INVALID && has_calls(messages) && i < TM_ARRAY_LEN(others);
+         i++) {
+        tm_err again = TM_ERR_INIT; /* the first reason is the one to tell */
+        json_t *varied = vary(messages, others[i]);
+        if (!varied)
+            return TM_STATUS_NO_MEMORY;
+        args.messages = varied;
+        if (tm_template_render(p->served->template, &args, r, &again) == TM_OK)
+            st = TM_OK;
+        json_decref(varied);
+    }
+    return st;
+}
+
+/* ---- how the answer begins ---- */
+
+static const char *last_text(const json_t *messages, size_t *len)
+{
+    const json_t *v =
+        json_object_get(json_array_get(messages, json_array_size(messages) - 1), "content");
+    *len = json_string_length(v);
+    return json_is_string(v) ? json_string_value(v) : "";
+}
+
+/* A prompt that ends inside of a message tells by that message's text, else by its own end. */
+static bool begins_inside(const tm_prep *p, const json_t *messages, const tm_rendered *r)
+{
+    const tm_reason_parser *parser = p->served->reason_parser;
+    size_t len;
+    if (!parser)
+        return false;
+    if (!p->params.continue_final_message)
+        return tm_reason_parser_inside(parser, r->text.data ? r->text.data : "", r->text.len);
+    const char *text = last_text(messages, &len);
+    return tm_reason_parser_open(parser, text, len);
+}
+
+static bool fail_choice(tm_prep *p, const char *why)
+{
+    return tm_api_fail(&p->error, TM_API_UNSUPPORTED,
+                       p->tools.old ? "function_call" : "tool_choice", "%s", why);
+}
+
+/* Without constrained decoding a call is forced by writing its beginning into the prompt. */
+static bool force_call(tm_prep *p, tm_rendered *r)
+{
+    const tm_tool_parser *parser = p->served->tool_parser;
+    tm_buf begin;
+    bool ok = true;
+    if (p->tools.mode != TM_API_TOOLS_REQUIRED && p->tools.mode != TM_API_TOOLS_NAMED)
+        return true;
+    if (!parser)
+        return fail_choice(p, "The model's tool calls are not understood by this server, so that "
+                              "none can be required; see --tool-call-parser.");
+    if (!p->params.add_generation_prompt)
+        return fail_choice(p, "A call can only be required at the beginning of an answer.");
+    tm_buf_init(&begin, 0);
+    if (!tm_tool_parser_begin(parser, p->tools.name, &begin))
+        ok = fail_choice(p, "This model's calls can only be required by the function's name.");
+    if (ok && p->inside)
+        tm_buf_printf(&r->text, "\n%s\n\n", tm_reason_parser_close(p->served->reason_parser));
+    if (ok)
+        tm_buf_append(&r->text, begin.data, begin.len);
+    if (ok && (begin.failed || r->text.failed))
+        ok = tm_api_fail(&p->error, TM_API_INTERNAL, NULL, NULL);
+    if (ok) {
+        p->inside = false;
+        p->forced = tm_buf_steal(&begin, NULL);
+    }
+    tm_buf_deinit(&begin);
+    return ok;
+}
+
 static bool render_chat(tm_prep *p, const json_t *messages, const json_t *kwargs)
 {
-    const tm_render_args args = {.messages = messages,
-                                 .kwargs = kwargs,
-                                 .add_generation_prompt = p->params.add_generation_prompt,
-                                 .continue_final_message = p->params.continue_final_message};
     tm_rendered r = {0};
     tm_err err = TM_ERR_INIT;
-    tm_status st = tm_template_render(p->served->template, &args, &r, &err);
+    tm_status st = render(p, messages, kwargs, &r, &err);
     if (st == TM_STATUS_NO_MEMORY)
         return tm_api_fail(&p->error, TM_API_INTERNAL, NULL, NULL);
     if (st != TM_OK)
         return tm_api_fail(&p->error, TM_API_INVALID_VALUE, "messages",
                            "The chat template refused the messages: %s", err.msg);
+    p->inside = begins_inside(p, messages, &r);
+    bool ok = force_call(p, &r);
     /* The template writes BOS itself, and text of the request is never read as a control token. */
     const tm_encode_opts opts = {.input = r.input, .input_count = r.input_count};
-    bool ok = encode(p, &p->prompts[0], r.text.data ? r.text.data : "", r.text.len, &opts);
+    ok = ok && encode(p, &p->prompts[0], r.text.data ? r.text.data : "", r.text.len, &opts);
     tm_rendered_deinit(&r);
     return ok;
+}
+
+/* What else ends an answer: texts of the template and of the way calls are written. A special token is not
+ * text, so it ends the answer by its id. */
+static void add_stop(tm_prep *p, const char *text)
+{
+    tm_api_params *q = &p->params;
+    const tm_tokenizer *t = p->served->tokenizer;
+    int32_t id = tm_tokenizer_id(t, text, strlen(text));
+    bool special = id >= 0 && tm_tokenizer_is_special(t, id);
+    if (special && q->stop_id_count < (int)TM_ARRAY_LEN(q->stop_ids))
+        q->stop_ids[q->stop_id_count++] = id;
+    else if (!special && q->stop_count < (int)TM_ARRAY_LEN(q->stops))
+        q->stops[q->stop_count++] = text;
+}
+
+static void add_stops(tm_prep *p)
+{
+    const tm_template *t = p->served->template;
+    if (p->params.ignore_eos)
+        return;
+    for (int i = 0; tm_template_stop(t, i); i++)
+        add_stop(p, tm_template_stop(t, i));
+    const tm_tool_parser *parser = p->tools.list ? p->served->tool_parser : NULL;
+    if (parser && tm_tool_parser_stop(parser))
+        add_stop(p, tm_tool_parser_stop(parser));
+}
+
+static bool read_tools(tm_prep *p)
+{
+    if (!tm_api_tools_read(&p->params, &p->tools, &p->error))
+        return false;
+    if (!p->tools.list || tm_template_takes_tools(p->served->template))
+        return true;
+    return tm_api_fail(&p->error, TM_API_UNSUPPORTED, p->tools.old ? "functions" : "tools",
+                       "The model's chat template has no place for tools.");
 }
 
 static bool prepare_chat(tm_prep *p)
@@ -204,13 +393,15 @@ static bool prepare_chat(tm_prep *p)
         return tm_api_fail(&p->error, TM_API_UNSUPPORTED, "messages",
                            "The model has no chat template; use /v1/completions.");
     json_t *messages;
-    if (!tm_api_messages(p->params.messages, p->limits, &messages, &p->error))
+    if (!read_tools(p) || !tm_api_messages(p->params.messages, p->limits, &messages, &p->error))
         return false;
     json_t *kwargs = template_kwargs(&p->params);
     bool ok = kwargs ? render_chat(p, messages, kwargs)
                      : tm_api_fail(&p->error, TM_API_INTERNAL, NULL, NULL);
     json_decref(kwargs);
     json_decref(messages);
+    if (ok && p->kind == TM_PREP_CHAT)
+        add_stops(p);
     return ok;
 }
 

@@ -8,6 +8,7 @@
 #define TM_ROUTER_API_PREP_H
 
 #include "router/api/fields.h"
+#include "router/api/tools.h"
 
 struct event_base;
 
@@ -37,6 +38,9 @@ struct tm_prep {
     tm_api_error error;
     tm_api_prompt *prompts;
     int prompt_count;
+    tm_api_tools tools;
+    char *forced; /* how the answer begins by the end of the prompt: a call; NULL = freely */
+    bool inside;  /* the prompt leaves the model inside of its reasoning */
     /* hand-over; the pool's while it runs */
     struct tm_prep *next;
     void (*done)(tm_prep *p); /* loop thread; takes the prep back */

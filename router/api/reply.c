@@ -18,9 +18,11 @@ void tm_api_put_ids(tm_jw *w, const char *key, const int32_t *ids, size_t count)
 
 void tm_api_put_usage(tm_jw *w, const tm_api_job *j)
 {
-    int64_t prompt = j->call->seen.prompt_tokens, output = 0;
-    for (int i = 0; i < j->choice_count; i++)
+    int64_t prompt = j->call->seen.prompt_tokens, output = 0, reasoning = 0;
+    for (int i = 0; i < j->choice_count; i++) {
         output += j->choices[i].generated;
+        reasoning += j->choices[i].reasoning_tokens;
+    }
     tm_jw_obj(w);
     tm_jw_kint(w, "prompt_tokens", prompt);
     tm_jw_kint(w, "completion_tokens", output);
@@ -31,12 +33,12 @@ void tm_api_put_usage(tm_jw *w, const tm_api_job *j)
     tm_jw_obj_end(w);
     tm_jw_key(w, "completion_tokens_details");
     tm_jw_obj(w);
-    tm_jw_kint(w, "reasoning_tokens", 0);
+    tm_jw_kint(w, "reasoning_tokens", reasoning);
     tm_jw_obj_end(w);
     tm_jw_obj_end(w);
 }
 
-static void put_choice(tm_jw *w, const tm_api_choice *ch)
+static void put_choice(tm_jw *w, tm_api_choice *ch)
 {
     const tm_api_job *j = ch->job;
     const char *text = ch->text.data ? ch->text.data : "";
@@ -46,9 +48,13 @@ static void put_choice(tm_jw *w, const tm_api_choice *ch)
         tm_jw_key(w, "message");
         tm_jw_obj(w);
         tm_jw_kstr(w, "role", "assistant");
-        tm_jw_key(w, "content");
-        tm_jw_strn(w, text, ch->text.len);
-        tm_jw_knull(w, "refusal");
+        if (ch->parse) {
+            tm_api_answer_put(w, ch);
+        } else {
+            tm_jw_key(w, "content");
+            tm_jw_strn(w, text, ch->text.len);
+            tm_jw_knull(w, "refusal");
+        }
         tm_jw_obj_end(w);
     } else {
         tm_jw_key(w, "text");

@@ -33,25 +33,21 @@ static void put_prompt_ids(tm_buf *out, const tm_api_prompt *p)
     tm_jw_arr_end(&w);
 }
 
-/* One chunk with `len` bytes of text, the first `lps` records, the waiting ids, and finish or NULL. */
-static void put_chunk(tm_api_choice *ch, tm_buf *out, const char *text, size_t len, size_t lps,
-                      const char *finish)
+static void put_head(const tm_api_choice *ch, tm_buf *out)
+{
+    const tm_api_job *j = ch->job;
+    tm_buf_append(out, j->head.data, j->head.len);
+    LITERAL(out, "{\"index\":");
+    put_int(out, ch->index);
+}
+
+/* What follows the text: the first `lps` records, the waiting ids, and finish or NULL. */
+static void put_tail(tm_api_choice *ch, tm_buf *out, size_t lps, const char *finish)
 {
     tm_api_job *j = ch->job;
     tm_jw w;
     bool first = !ch->role_sent;
     ch->role_sent = true;
-    tm_buf_append(out, j->head.data, j->head.len);
-    LITERAL(out, "{\"index\":");
-    put_int(out, ch->index);
-    if (j->chat)
-        LITERAL(out, ",\"delta\":{\"role\":\"assistant\",\"content\":");
-    else
-        LITERAL(out, ",\"text\":");
-    tm_jw_init(&w, out);
-    tm_jw_strn(&w, text, len);
-    if (j->chat)
-        tm_buf_putc(out, '}');
     LITERAL(out, ",\"logprobs\":");
     tm_jw_init(&w, out);
     if (lps > 0)
@@ -78,6 +74,39 @@ static void put_chunk(tm_api_choice *ch, tm_buf *out, const char *text, size_t l
     LITERAL(out, "}\n\n");
 }
 
+/* One chunk with `len` bytes of text. */
+static void put_chunk(tm_api_choice *ch, tm_buf *out, const char *text, size_t len, size_t lps,
+                      const char *finish)
+{
+    tm_jw w;
+    put_head(ch, out);
+    if (ch->job->chat)
+        LITERAL(out, ",\"delta\":{\"role\":\"assistant\",\"content\":");
+    else
+        LITERAL(out, ",\"text\":");
+    tm_jw_init(&w, out);
+    tm_jw_strn(&w, text, len);
+    if (ch->job->chat)
+        tm_buf_putc(out, '}');
+    put_tail(ch, out, lps, finish);
+}
+
+/* An answer that is taken apart: a chunk for each part. The records go with the first. */
+static void put_parts(tm_api_choice *ch, tm_buf *out, size_t lps)
+{
+    tm_jw w;
+    for (size_t i = 0; i < ch->part_count; i++) {
+        put_head(ch, out);
+        LITERAL(out, ",\"delta\":");
+        tm_jw_init(&w, out);
+        tm_jw_obj(&w);
+        tm_api_answer_put_delta(&w, ch, &ch->parts[i]);
+        tm_jw_obj_end(&w);
+        put_tail(ch, out, i == 0 ? lps : 0, NULL);
+    }
+    ch->part_count = 0;
+}
+
 /* What the choice has to say now. */
 static void put_due(tm_api_choice *ch, tm_buf *out)
 {
@@ -85,7 +114,11 @@ static void put_due(tm_api_choice *ch, tm_buf *out)
     if (ch->admitted && !ch->role_sent && j->chat)
         put_chunk(ch, out, "", 0, 0, NULL);
     size_t lps = tm_api_lp_due(ch, ch->finished);
-    if (ch->text.len > 0 || lps > 0 || (j->return_ids && ch->id_count > 0)) {
+    if (ch->part_count > 0) {
+        put_parts(ch, out, lps);
+        tm_buf_clear(&ch->text);
+        tm_api_lp_consume(ch, lps);
+    } else if (ch->text.len > 0 || lps > 0 || (j->return_ids && ch->id_count > 0)) {
         put_chunk(ch, out, ch->text.data ? ch->text.data : "", ch->text.len, lps, NULL);
         tm_buf_clear(&ch->text);
         tm_api_lp_consume(ch, lps);

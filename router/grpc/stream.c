@@ -19,7 +19,7 @@ struct tm_pstream {
     tm_served *served;
     tm_gen *gen; /* NULL: not started or over */
     tm_detok *detok;
-    int32_t stop_ids[TM_API_STOP_IDS_MAX];
+    int32_t stop_ids[TM_API_STOP_IDS_ROOM];
     int stop_id_count;
     bool ignore_eos, logprobs;
     bool admitted, id_sent, begun;

@@ -21,7 +21,7 @@ typedef struct fetch_job {
     tm_note note; /* carries the result back */
     tm_mailbox *mailbox;
     char address[256], model[128], digest[65];
-    const char *chat_template;
+    tm_served_opts opts;
     tm_served *served;
 } fetch_job;
 
@@ -51,8 +51,7 @@ static tm_status build(fetch_job *j, const wire_reply *r, tm_err *err)
     for (size_t i = 0; i < r->n_asset; i++)
         files[i] = (tm_text_file){r->asset[i]->name, (const char *)r->asset[i]->data.data,
                                   r->asset[i]->data.len};
-    return tm_served_create(&j->served, j->model, j->digest, files, (int)r->n_asset,
-                            j->chat_template, err);
+    return tm_served_create(&j->served, j->model, j->digest, files, (int)r->n_asset, &j->opts, err);
 }
 
 static tm_status call(const fetch_job *j, tm_rpc_channel *ch, wire_reply **reply, tm_err *err)
@@ -96,7 +95,7 @@ static void run_fetch(void *arg)
 }
 
 tm_status tm_assets_fetch(tm_jobs *helper, tm_mailbox *mailbox, const char *address,
-                          const char *model, const char *digest, const char *chat_template)
+                          const char *model, const char *digest, const tm_served_opts *opts)
 {
     fetch_job *j = calloc(1, sizeof(*j));
     if (j == NULL)
@@ -108,7 +107,7 @@ tm_status tm_assets_fetch(tm_jobs *helper, tm_mailbox *mailbox, const char *addr
     memcpy(j->digest, digest, strlen(digest));
     j->note = (tm_note){.bytes = sizeof(*j), .act = act_served, .drop = drop_served};
     j->mailbox = mailbox;
-    j->chat_template = chat_template;
+    j->opts = *opts;
     tm_status st = tm_jobs_add(helper, run_fetch, j);
     if (st != TM_OK)
         free(j);

@@ -5,9 +5,10 @@
 
 #include "router/pool/jobs.h"
 #include "router/pool/mailbox.h"
+#include "router/served.h"
 
-/* Strings are copied, apart from chat_template, which must outlive the helper. */
+/* Strings are copied, apart from those of opts, which must outlive the helper. */
 tm_status tm_assets_fetch(tm_jobs *helper, tm_mailbox *mailbox, const char *address,
-                          const char *model, const char *digest, const char *chat_template);
+                          const char *model, const char *digest, const tm_served_opts *opts);
 
 #endif

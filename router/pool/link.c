@@ -28,7 +28,7 @@
 struct tm_links {
     tm_mailbox *mailbox;
     tm_jobs *closers, *fetchers;
-    char *chat_template;
+    tm_served_opts opts;
 };
 
 typedef struct tm_link {
@@ -207,7 +207,7 @@ static void close_link(void *ctx, void *handle)
 static tm_status fetch(void *ctx, const char *address, const char *model, const char *digest)
 {
     tm_links *l = ctx;
-    return tm_assets_fetch(l->fetchers, l->mailbox, address, model, digest, l->chat_template);
+    return tm_assets_fetch(l->fetchers, l->mailbox, address, model, digest, &l->opts);
 }
 
 tm_transport tm_links_transport(tm_links *l)
@@ -215,7 +215,7 @@ tm_transport tm_links_transport(tm_links *l)
     return (tm_transport){l, now_ns, open_link, send_link, close_link, fetch};
 }
 
-tm_status tm_links_create(tm_links **out, tm_mailbox *mailbox, const char *chat_template,
+tm_status tm_links_create(tm_links **out, tm_mailbox *mailbox, const tm_served_opts *opts,
                           tm_err *err)
 {
     tm_links *l = calloc(1, sizeof(*l));
@@ -223,10 +223,7 @@ tm_status tm_links_create(tm_links **out, tm_mailbox *mailbox, const char *chat_
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for the links");
     tm_status st = TM_OK;
     l->mailbox = mailbox;
-    if (chat_template != NULL && (l->chat_template = strdup(chat_template)) == NULL) {
-        st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for the links");
-        goto err_destroy;
-    }
+    l->opts = *opts;
     TM_TRY_GOTO(tm_jobs_create(&l->closers, CLOSERS_QUEUE_MAX, err), err_destroy);
     TM_TRY_GOTO(tm_jobs_create(&l->fetchers, FETCH_QUEUE_MAX, err), err_destroy);
     *out = l;
@@ -243,6 +240,5 @@ void tm_links_destroy(tm_links *l)
         return;
     tm_jobs_destroy(l->fetchers);
     tm_jobs_destroy(l->closers);
-    free(l->chat_template);
     free(l);
 }

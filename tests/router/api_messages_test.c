@@ -43,12 +43,24 @@ static void accepted(void **state)
          "\"function\","
          "\"function\":{\"name\":\"g\",\"arguments\":\"\"}}]},"
          "{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"content\":\"42\"}]",
-         "[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"id\":\"c1\",\"type\":"
+         "[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c1\",\"type\":"
          "\"function\","
          "\"function\":{\"name\":\"f\",\"arguments\":{\"x\":1}}},{\"id\":\"c2\",\"type\":"
          "\"function\","
          "\"function\":{\"name\":\"g\",\"arguments\":{}}}]},"
          "{\"role\":\"tool\",\"content\":\"42\",\"tool_call_id\":\"c1\"}]"},
+        /* arguments of a call that was cut */
+        {"[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{\"id\":\"x\",\"function\":{"
+         "\"name\":\"f\",\"arguments\":\"{\\\"a\"}},{\"id\":\"y\",\"function\":{\"name\":\"f\","
+         "\"arguments\":\"[1]\"}}]}]",
+         "[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{\"id\":\"x\",\"type\":"
+         "\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\"}},{\"id\":\"y\","
+         "\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"[1]\"}}]}]"},
+        {"[{\"role\":\"assistant\",\"content\":null,\"function_call\":{\"name\":\"f\","
+         "\"arguments\":"
+         "\"{}\"}}]",
+         "[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\","
+         "\"function\":{\"name\":\"f\",\"arguments\":{}}}]}]"},
         {"[{\"role\":\"function\",\"name\":\"f\",\"content\":\"42\"}]",
          "[{\"role\":\"tool\",\"content\":\"42\",\"name\":\"f\"}]"},
     };
@@ -115,14 +127,6 @@ static void refused(void **state)
         {"[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{\"id\":\"x\",\"function\":{"
          "\"name\":\"f\"}}]}]",
          "messages[0].tool_calls[0].function.arguments", TM_API_MISSING},
-        {"[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{\"id\":\"x\",\"function\":{"
-         "\"name\":\"f\","
-         "\"arguments\":\"[1]\"}}]}]",
-         "messages[0].tool_calls[0].function.arguments", TM_API_INVALID_VALUE},
-        {"[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{\"id\":\"x\",\"function\":{"
-         "\"name\":\"f\","
-         "\"arguments\":\"{\"}}]}]",
-         "messages[0].tool_calls[0].function.arguments", TM_API_INVALID_VALUE},
         {"[{\"role\":\"tool\",\"content\":\"a\"}]", "messages[0].tool_call_id", TM_API_MISSING},
         {"[{\"role\":\"tool\",\"content\":\"a\",\"tool_call_id\":\"x\"}]",
          "messages[0].tool_call_id", TM_API_INVALID_VALUE},

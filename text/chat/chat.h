@@ -8,7 +8,7 @@
 #include "text/jinja/jinja.h"
 #include "text/template.h"
 
-#define TM_CHAT_STOPS_MAX 8
+#define TM_CHAT_STOPS_MAX TM_TEMPLATE_STOPS_MAX
 
 /* NULL members are empty, but for meta: NULL = no system part unless the conversation brings one. */
 typedef struct tm_chat_format {

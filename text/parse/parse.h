@@ -45,9 +45,11 @@ int tm_parse_keep(const tm_tool_parser *tools, const tm_reason_parser *reason,
 /* How an answer begins that is a call: of the function `name`, or of any (NULL). For prompts that leave the
  * model no choice. false: this family's calls cannot be begun without a name. */
 bool tm_tool_parser_begin(const tm_tool_parser *p, const char *name, tm_buf *out);
-/* Whether a prompt leaves the model inside of its reasoning. */
+/* Whether a prompt leaves the model inside of its reasoning: it ends in the opening mark, or the parser always
+ * begins inside and it does not end in the closing one. */
 bool tm_reason_parser_inside(const tm_reason_parser *p, const char *prompt, size_t len);
-/* Where the prompt says that reasoning is over or never was, `always` parsers begin outside, too. */
+/* Whether the text of an answer to be continued opens reasoning and does not close it. */
+bool tm_reason_parser_open(const tm_reason_parser *p, const char *text, size_t len);
 const char *tm_reason_parser_close(const tm_reason_parser *p);
 
 /* ---- one answer ---- */

@@ -324,6 +324,13 @@ bool tm_reason_parser_inside(const tm_reason_parser *p, const char *prompt, size
            (p->always && !tm_parse_ends(prompt, len, p->close));
 }
 
+bool tm_reason_parser_open(const tm_reason_parser *p, const char *text, size_t len)
+{
+    const char *open = memmem(text, len, p->open, strlen(p->open));
+    const char *from = open ? open : p->always ? text : NULL;
+    return from && !memmem(from, len - (size_t)(from - text), p->close, strlen(p->close));
+}
+
 const char *tm_reason_parser_close(const tm_reason_parser *p)
 {
     return p->close;
