@@ -22,7 +22,8 @@
 #include "proto/worker.pb-c.h"
 
 typedef struct serve_opts {
-    const char *host, *name, *api_key_file, *dtype, *device, *log_level, *chat_template;
+    const char *host, *name, *api_key_file, *dtype, *device, *log_level, *chat_template,
+        *meta_instruction, *tool_parser, *reason_parser;
     int64_t port, tp, threads, session_len, max_batch_size, max_prefill_token_num, drain_ms;
     double cache_max_entry_count;
     bool insecure_open;
@@ -44,6 +45,12 @@ static const tm_opt_row ROWS[] = {
      "Allow another address than loopback without keys."},
     {"chat-template", NULL, TM_OPT_STR, OFF(chat_template), NULL, 0, 0, NULL,
      "Built-in template name or template text instead of the model's."},
+    {"meta-instruction", NULL, TM_OPT_STR, OFF(meta_instruction), NULL, 0, 0, NULL,
+     "System message of conversations that bring none."},
+    {"tool-call-parser", NULL, TM_OPT_STR, OFF(tool_parser), NULL, 0, 0, NULL,
+     "How the model writes tool calls: auto (default), none, or a name."},
+    {"reasoning-parser", NULL, TM_OPT_STR, OFF(reason_parser), NULL, 0, 0, NULL,
+     "How the model writes reasoning: auto (default), none, or a name."},
     {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL,
      "auto, bfloat16, float16 or float32: weights and KV cache."},
     {"device", "backend", TM_OPT_STR, OFF(device), "cpu", 0, 0, NULL, "cpu or cuda."},
@@ -152,6 +159,9 @@ static tm_status start_router(serve *s, tm_err *err)
     TM_TRY(add_str(&l, "--drain-timeout", drain, err));
     TM_TRY(add_str(&l, "--api-key-file", o->api_key_file, err));
     TM_TRY(add_str(&l, "--chat-template", o->chat_template, err));
+    TM_TRY(add_str(&l, "--meta-instruction", o->meta_instruction, err));
+    TM_TRY(add_str(&l, "--tool-call-parser", o->tool_parser, err));
+    TM_TRY(add_str(&l, "--reasoning-parser", o->reason_parser, err));
     TM_TRY(add_str(&l, "--log-level", o->log_level, err));
     if (o->insecure_open)
         TM_TRY(tm_launch_add(&l, "--insecure-open", err));

@@ -31,6 +31,8 @@ static const char *const RIG_HEADERS[] = {
     "transfer-encoding",
 };
 
+tm_served_opts fake_served_opts;
+
 void fake_load_served(void)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "config.json",
@@ -47,8 +49,9 @@ void fake_load_served(void)
         files[i].data = data;
     }
     if (tm_served_create(&fake_served, "demo", "0123456789abcdef0123", files, TM_ARRAY_LEN(names),
-                         NULL, &err) != TM_OK)
+                         &fake_served_opts, &err) != TM_OK)
         fail_msg("%s", err.msg);
+    fake_served_opts = (tm_served_opts){.chat_template = NULL};
     for (size_t i = 0; i < TM_ARRAY_LEN(names); i++)
         free((void *)(uintptr_t)files[i].data);
 }

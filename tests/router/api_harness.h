@@ -62,7 +62,8 @@ typedef struct fake_dispatch {
 
 extern fake_dispatch fake;
 extern struct event_base *fake_base;
-extern tm_served *fake_served; /* models/demo-20m under the name "demo" */
+extern tm_served *fake_served;          /* models/demo-20m under the name "demo" */
+extern tm_served_opts fake_served_opts; /* of the next rig_start, which resets them */
 
 void fake_load_served(void);
 void fake_reset(void);
