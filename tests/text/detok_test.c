@@ -198,15 +198,15 @@ static void test_bounds(void **state)
 {
     (void)state;
     char longest[258];
-    const char *stops[17];
+    const char *stops[TM_DETOK_STOPS_MAX + 1];
     tm_detok *d = NULL;
     memset(longest, 'x', sizeof(longest));
     longest[256] = 0;
-    for (int i = 0; i < 17; i++)
+    for (int i = 0; i <= TM_DETOK_STOPS_MAX; i++)
         stops[i] = longest;
-    tm_detok_opts opts = {.stops = stops, .stop_count = 17};
+    tm_detok_opts opts = {.stops = stops, .stop_count = TM_DETOK_STOPS_MAX + 1};
     assert_int_equal(tm_detok_create(&d, g_tok, &opts, NULL), TM_STATUS_INVALID);
-    opts.stop_count = 16;
+    opts.stop_count = TM_DETOK_STOPS_MAX;
     assert_int_equal(tm_detok_create(&d, g_tok, &opts, NULL), TM_OK);
     int32_t x = tm_tokenizer_id(g_tok, "x", 1);
     tm_buf text;
@@ -228,6 +228,23 @@ static void test_bounds(void **state)
     tm_buf_deinit(&text);
 }
 
+/* Marks that are special tokens are text where somebody reads them, the others are still skipped. */
+static void test_kept_tokens(void **state)
+{
+    (void)state;
+    int32_t start = tm_tokenizer_id(g_tok, "<|im_start|>", 12);
+    int32_t end = tm_tokenizer_id(g_tok, "<|im_end|>", 10), x = tm_tokenizer_id(g_tok, "x", 1);
+    int32_t keep[TM_DETOK_KEEP_MAX + 1] = {start}, ids[] = {x, start, end, x};
+    tm_detok_opts opts = {.skip_special = true, .keep = keep, .keep_count = 1};
+    tm_detok *d = NULL;
+    run r = push_all(ids, 4, &opts);
+    assert_string_equal(r.text.data, "x<|im_start|>x");
+    tm_buf_deinit(&r.text);
+    opts.keep_count = TM_DETOK_KEEP_MAX + 1;
+    assert_int_equal(tm_detok_create(&d, g_tok, &opts, NULL), TM_STATUS_INVALID);
+    assert_null(d);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -235,6 +252,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_stops_against_search),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_kept_tokens),
     };
     g_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %llu (repeat with: detok_test %llu)\n", (unsigned long long)g_seed,
