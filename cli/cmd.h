@@ -23,12 +23,14 @@ int tm_cmd_list(int argc, char **argv);
 int tm_cmd_inspect(int argc, char **argv);
 int tm_cmd_tokenize(int argc, char **argv);
 int tm_cmd_render(int argc, char **argv);
+int tm_cmd_convert(int argc, char **argv);
 int tm_cmd_worker(int argc, char **argv);
 int tm_cmd_router(int argc, char **argv);
 int tm_cmd_free_port(int argc, char **argv);
 
 extern const tm_opt_table TM_SERVE_OPTIONS, TM_CHAT_OPTIONS, TM_CLIENT_OPTIONS, TM_SCORE_OPTIONS,
-    TM_BENCH_OPTIONS, TM_LIST_OPTIONS, TM_INSPECT_OPTIONS, TM_TOKENIZE_OPTIONS, TM_RENDER_OPTIONS;
+    TM_BENCH_OPTIONS, TM_LIST_OPTIONS, TM_INSPECT_OPTIONS, TM_TOKENIZE_OPTIONS, TM_RENDER_OPTIONS,
+    TM_CONVERT_OPTIONS;
 
 /* Prints "turbomesh score: message" and gives the exit code of the status. */
 int tm_cmd_fail(const char *command, const tm_err *err);

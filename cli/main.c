@@ -26,6 +26,7 @@ static const tm_cmd COMMANDS[] = {
     {"tokenize", tm_cmd_tokenize, "text to token ids and back", &TM_TOKENIZE_OPTIONS},
     {"render", tm_cmd_render, "the prompt that a chat template makes of messages",
      &TM_RENDER_OPTIONS},
+    {"convert", tm_cmd_convert, "write a model as a TurboMind workspace", &TM_CONVERT_OPTIONS},
     {"bench", tm_cmd_bench, "measure the engine or a running server", &TM_BENCH_OPTIONS},
     {"worker", tm_cmd_worker, "start a worker group under mpirun (options of turbomesh-worker)",
      &TM_WORKER_OPTIONS},

@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/file.h"
+#include "common/model_dir.h"
 #include "worker/internal.h"
 
 #define ASSETS_MAX      16
@@ -103,10 +104,13 @@ tm_status worker_assets_load(const char *model_dir, const char *digest, char **o
     if (!set)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
     tm_status st = TM_OK;
+    char dir[4096];
+    if (!tm_model_text_dir(dir, sizeof(dir), model_dir))
+        st = TM_FAIL(err, TM_STATUS_CONFIG, "%s: path too long", model_dir);
     for (size_t i = 0; st == TM_OK && i < TM_ARRAY_LEN(names); i++)
-        st = add_asset(set, model_dir, names[i], err);
+        st = add_asset(set, dir, names[i], err);
     if (st == TM_OK)
-        st = add_tiktoken(set, model_dir, err);
+        st = add_tiktoken(set, dir, err);
     if (st == TM_OK)
         st = pack_assets(set, digest, out, len, err);
     for (size_t i = 0; i < set->count; i++) {

@@ -247,6 +247,9 @@ struct tm_family {
 extern const tm_family tm_families[];
 extern const int tm_family_count;
 
+/* Of the tensors of a TurboMind workspace, whatever the model's own family is. */
+const tm_family *tm_workspace_family(bool qk_norm);
+
 /* NULL when no row knows the name. */
 const tm_family *tm_family_find(const char *arch, const char *model_type);
 /* "A, B, C": the architecture names that are closest to this one, for messages. */

@@ -164,6 +164,19 @@ static const tm_tensor_row internlm2_rows[] = {
     ROW(L "feed_forward.w2.weight", DOWN, WHOLE, ALWAYS),
 };
 
+/* Workspaces have Llama's names, too; experts may have a gated shared one beside them. */
+static const tm_tensor_row workspace_norm_rows[] = {
+    ROWS_ENDS,
+    ROWS_NORMS,
+    ROWS_QKV,
+    ROWS_QK_NORM,
+    ROWS_O,
+    ROWS_MLP,
+    ROWS_EXPERTS,
+    ROWS_SHARED("mlp.shared_expert"),
+    ROW(L "mlp.shared_expert_gate.weight", SHARED_GATE, WHOLE, SHARED_GATE),
+};
+
 #undef L
 #define L "transformer.h.%d."
 
@@ -565,3 +578,18 @@ const tm_family tm_families[] = {
 };
 
 const int tm_family_count = (int)TM_ARRAY_LEN(tm_families);
+
+/* ---- workspaces ---- */
+
+const tm_family *tm_workspace_family(bool qk_norm)
+{
+    static const tm_family plain = {.name = "workspace",
+                                    .title = "a TurboMind workspace",
+                                    .archs = {"TurboMind"},
+                                    USUAL(qwen2_moe_rows)};
+    static const tm_family norm = {.name = "workspace",
+                                   .title = "a TurboMind workspace",
+                                   .archs = {"TurboMind"},
+                                   USUAL(workspace_norm_rows)};
+    return qk_norm ? &norm : &plain;
+}

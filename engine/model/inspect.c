@@ -10,8 +10,6 @@
 #include "common/json.h"
 #include "engine/model/model_impl.h"
 
-#define CONFIG_BYTES_MAX ((size_t)16 << 20)
-
 bool tm_inspect_knows_key(const char *key)
 {
     /* Read by config*.c and the hooks; top level only. */
@@ -257,19 +255,9 @@ static void fill_splits(tm_inspect *i)
 
 static tm_status read_config(tm_inspect *i, const char *dir, tm_err *err)
 {
-    char path[4096];
-    if (!tm_dir_exists(dir))
-        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir);
-    if (!tm_path_join(path, sizeof(path), dir, "config.json") || !tm_file_exists(path))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
-                       dir);
-    TM_TRY(tm_json_load_file(path, CONFIG_BYTES_MAX, &i->config, err));
-    tm_status st = tm_err_of_file(err, tm_arch_read(&i->arch, i->config, err));
-    if (st != TM_OK) {
-        tm_err_prefix(err, "%s", path);
-        return st;
-    }
-    return tm_stop_ids_read(dir, i->config, i->arch.vocab, i->stop_ids,
+    TM_TRY(tm_folder_open(&i->folder, dir, &i->arch, err));
+    i->config = i->folder.config;
+    return tm_stop_ids_read(i->folder.text_dir, i->config, i->arch.vocab, i->stop_ids,
                             (int)TM_ARRAY_LEN(i->stop_ids), &i->stop_count, err);
 }
 
@@ -284,7 +272,7 @@ tm_status tm_inspect_open(tm_inspect **out, const char *dir, tm_err *err)
         tm_inspect_close(i);
         return st;
     }
-    if (tm_checkpoint_open(&i->ckpt, dir, &why) != TM_OK ||
+    if (tm_folder_checkpoint(&i->folder, &i->arch, &i->ckpt, &why) != TM_OK ||
         tm_load_check(&i->arch, i->ckpt, &i->parameters, &why) != TM_OK)
         snprintf(i->problem, sizeof(i->problem), "%.511s", why.msg);
     for (size_t k = 0; i->ckpt && k < tm_checkpoint_count(i->ckpt); k++)
@@ -299,6 +287,6 @@ void tm_inspect_close(tm_inspect *i)
     if (!i)
         return;
     tm_checkpoint_close(i->ckpt);
-    json_decref(i->config);
+    tm_folder_close(&i->folder);
     free(i);
 }

@@ -3,8 +3,7 @@
 #ifndef TM_ENGINE_MODEL_INSPECT_H
 #define TM_ENGINE_MODEL_INSPECT_H
 
-#include "engine/model/arch.h"
-#include "engine/weights/checkpoint.h"
+#include "engine/model/folder.h"
 
 #define TM_INSPECT_SPLITS 4
 
@@ -25,7 +24,8 @@ typedef struct tm_inspect {
     int32_t stop_ids[16];
     int stop_count;
     tm_inspect_split split[TM_INSPECT_SPLITS];
-    json_t *config;
+    tm_folder folder;
+    json_t *config; /* of the folder */
 } tm_inspect;
 
 /* Fails when config.json is missing or not understood; troubles with tensors are `problem`. */

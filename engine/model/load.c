@@ -136,19 +136,23 @@ static tm_status copy_turned(const copy *k, tm_row_run run)
     return TM_OK;
 }
 
+void tm_load_unit_row(float *x, size_t n)
+{
+    double sq = 0;
+    for (size_t i = 0; i < n; i++)
+        sq += (double)x[i] * (double)x[i];
+    float inv = (float)(1.0 / TM_MAX(sqrt(sq), 1e-7));
+    for (size_t i = 0; i < n; i++)
+        x[i] *= inv;
+}
+
 /* Rows of the slice, read in f32, divided by their lengths and then rounded. */
 static tm_status read_unit_rows(const copy *k, tm_slice s)
 {
     float *x = (float *)(void *)k->turned;
     TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, x, TM_DTYPE_F32, k->err));
-    for (size_t r = 0; r < s.rows; r++) {
-        double sq = 0;
-        for (size_t i = 0; i < s.cols; i++)
-            sq += (double)x[r * s.cols + i] * (double)x[r * s.cols + i];
-        float inv = (float)(1.0 / TM_MAX(sqrt(sq), 1e-7));
-        for (size_t i = 0; i < s.cols; i++)
-            x[r * s.cols + i] *= inv;
-    }
+    for (size_t r = 0; r < s.rows; r++)
+        tm_load_unit_row(x + r * s.cols, s.cols);
     tm_convert(k->staging, k->dtype, x, TM_DTYPE_F32, s.rows * s.cols);
     return TM_OK;
 }

@@ -13,8 +13,7 @@
 #include "common/json.h"
 #include "engine/model/model_impl.h"
 
-#define CONFIG_BYTES_MAX ((size_t)16 << 20)
-#define LOGIT_ROWS_MIN   64 /* one pass through the head reads all of it: not fewer rows than this */
+#define LOGIT_ROWS_MIN 64 /* one pass through the head reads all of it: not fewer rows than this */
 
 tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err)
 {
@@ -29,16 +28,6 @@ tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err)
     TM_TRY(m->backend->dev->alloc(m->dev, bytes, out, err));
     m->blocks[m->block_count++] = *out;
     return TM_OK;
-}
-
-/* The last component of the folder's real path. */
-static void name_of(const char *dir, char *out, size_t size)
-{
-    char *real = realpath(dir, NULL);
-    const char *path = real ? real : dir;
-    const char *slash = strrchr(path, '/');
-    snprintf(out, size, "%s", slash && slash[1] ? slash + 1 : path);
-    free(real);
 }
 
 /* SHA-256 over config, tokenizer files and the shards' headers: equal for equal models in any folder. */
@@ -73,19 +62,6 @@ static bool says_float16(const json_t *root)
     return name && strcmp(name, "float16") == 0;
 }
 
-/* The config of a folder; *path is where it is. */
-static tm_status load_config(const char *dir, char *path, size_t size, json_t **root, tm_err *err)
-{
-    if (!dir || !tm_dir_exists(dir))
-        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir ? dir : "?");
-    if (!tm_path_join(path, size, dir, "config.json"))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "model folder: the path is too long");
-    if (!tm_file_exists(path))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
-                       dir);
-    return tm_json_load_file(path, CONFIG_BYTES_MAX, root, err);
-}
-
 static tm_status read_shape(tm_model *m, tm_err *err)
 {
     json_t *root = NULL;
@@ -98,25 +74,17 @@ static tm_status read_shape(tm_model *m, tm_err *err)
 
 static tm_status read_config(tm_model *m, tm_err *err)
 {
-    char path[4096];
-    json_t *root = NULL;
-    const char *dir = m->opts.dir;
+    int count = 0;
+    tm_folder *f = &m->folder;
     if (m->opts.shape)
         return read_shape(m, err);
-    TM_TRY(load_config(dir, path, sizeof(path), &root, err));
-    tm_status st = tm_err_of_file(err, tm_arch_read(&m->arch, root, err));
-    m->f16 = says_float16(root);
+    TM_TRY(tm_folder_open(f, m->opts.dir, &m->arch, err));
+    m->f16 = says_float16(f->config);
+    tm_status st = tm_stop_ids_read(f->text_dir, f->config, m->arch.vocab, m->info.stop_ids,
+                                    (int)TM_ARRAY_LEN(m->info.stop_ids), &count, err);
+    m->info.stop_count = count;
     if (st != TM_OK)
-        tm_err_prefix(err, "%s", path);
-    if (st == TM_OK) {
-        int count = 0;
-        st = tm_stop_ids_read(dir, root, m->arch.vocab, m->info.stop_ids,
-                              (int)TM_ARRAY_LEN(m->info.stop_ids), &count, err);
-        m->info.stop_count = count;
-        if (st != TM_OK)
-            tm_err_prefix(err, "%s", dir);
-    }
-    json_decref(root);
+        tm_err_prefix(err, "%s", m->opts.dir);
     return st;
 }
 
@@ -210,7 +178,7 @@ static void fill_info(tm_model *m)
     if (m->opts.shape)
         snprintf(i->name, sizeof(i->name), "%s", m->opts.shape);
     else
-        name_of(m->opts.dir, i->name, sizeof(i->name));
+        snprintf(i->name, sizeof(i->name), "%s", m->folder.name);
     snprintf(i->family, sizeof(i->family), "%s", a->family->name);
     snprintf(i->arch, sizeof(i->arch), "%s", a->arch);
     i->vocab = a->vocab;
@@ -232,7 +200,7 @@ static void fill_info(tm_model *m)
 
 static tm_status check_checkpoint(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
 {
-    TM_TRY(tm_checkpoint_open(ckpt, m->opts.dir, err));
+    TM_TRY(tm_folder_checkpoint(&m->folder, &m->arch, ckpt, err));
     tm_status st = tm_load_check(&m->arch, *ckpt, &m->info.parameters, err);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", m->opts.dir);
@@ -259,7 +227,7 @@ static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
     TM_TRY(check_operators(m, err));
     tm_extras_limit_context(m);
     if (*ckpt)
-        digest_of(m->opts.dir, *ckpt, m->info.digest);
+        digest_of(m->folder.text_dir, *ckpt, m->info.digest);
     fill_info(m);
     snprintf(m->info.device, sizeof(m->info.device), "%s", dev->describe(m->dev));
     return TM_OK;
@@ -336,6 +304,8 @@ tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm
     if (st == TM_OK)
         st = tm_comm_agree(comm, load_all(m, ckpt, err), err);
     tm_checkpoint_close(ckpt);
+    if (m)
+        tm_folder_close(&m->folder);
     if (st != TM_OK) {
         tm_model_close(m);
         return st;

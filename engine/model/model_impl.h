@@ -2,6 +2,7 @@
 #ifndef TM_ENGINE_MODEL_MODEL_IMPL_H
 #define TM_ENGINE_MODEL_MODEL_IMPL_H
 
+#include "engine/model/folder.h"
 #include "engine/model/layout.h"
 #include "engine/model/model.h"
 #include "engine/weights/checkpoint.h"
@@ -26,9 +27,9 @@ typedef struct tm_decode_graph {
 
 /* Device buffers of one step; T = max_step_tokens, R = logit rows of one pass through the head. */
 typedef struct tm_workspace {
-    void *x;               /* [T, h] the residual stream */
-    void *x_other;         /* its next place, on backends that join norm and product */
-    tm_norm_args norm;     /* of the block that begins; norm_waits: its first product computes it */
+    void *x;           /* [T, h] the residual stream */
+    void *x_other;     /* its next place, on backends that join norm and product */
+    tm_norm_args norm; /* of the block that begins; norm_waits: its first product computes it */
     bool norm_waits;
     void *normed;          /* [T, h] */
     void *qkv;             /* [T, (H + 2K) d] */
@@ -63,6 +64,7 @@ typedef struct tm_workspace {
 struct tm_model {
     tm_model_opts opts;
     tm_model_info info;
+    tm_folder folder; /* while the model is opened */
     tm_arch arch;
     tm_shard shard;
     tm_comm *comm;
@@ -116,6 +118,7 @@ void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c); /* a warni
 /* Takes memory and copies this rank's share. After tm_load_check. */
 tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err);
 void tm_load_release(tm_model *m); /* gives prepared weights back to the backend */
+void tm_load_unit_row(float *x, size_t n); /* divides a row by its length */
 /* Memory of a role's weight, taken on the first call for it. */
 tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base, tm_err *err);
 tm_status tm_load_prepare(tm_model *m, tm_err *err); /* once all weights are there */

@@ -32,6 +32,7 @@ struct tm_checkpoint {
     int count;
     tm_st_tensor *tensors; /* sorted by name; names belong to the shards' lists */
     size_t n;
+    tm_ws_source *ws; /* not NULL: the tensors are its own, and there are no shards */
 };
 
 static int by_name(const void *a, const void *b)
@@ -220,10 +221,36 @@ tm_status tm_checkpoint_open(tm_checkpoint **out, const char *dir, tm_err *err)
     return TM_OK;
 }
 
+tm_status tm_checkpoint_open_workspace(tm_checkpoint **out, const char *dir,
+                                       const tm_ws_config *config, const tm_ws_model *model,
+                                       tm_err *err)
+{
+    tm_checkpoint *c = calloc(1, sizeof(*c));
+    if (!c)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "checkpoint: out of memory");
+    tm_status st = tm_ws_source_open(&c->ws, dir, config, model, err);
+    if (st == TM_OK) {
+        const tm_st_tensor *tensors = tm_ws_source_tensors(c->ws, &c->n);
+        c->tensors = calloc(c->n, sizeof(*tensors));
+        if (c->tensors)
+            memcpy(c->tensors, tensors, c->n * sizeof(*tensors));
+        else
+            st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "checkpoint: out of memory");
+    }
+    if (st != TM_OK) {
+        tm_checkpoint_close(c);
+        return st;
+    }
+    qsort(c->tensors, c->n, sizeof(c->tensors[0]), by_name);
+    *out = c;
+    return TM_OK;
+}
+
 void tm_checkpoint_close(tm_checkpoint *c)
 {
     if (!c)
         return;
+    tm_ws_source_close(c->ws);
     for (int i = 0; i < c->count; i++) {
         tm_st_list_deinit(&c->shards[i].list);
         tm_map_close(&c->shards[i].map);
@@ -253,11 +280,13 @@ const tm_st_tensor *tm_checkpoint_find(const tm_checkpoint *c, const char *name)
 
 const char *tm_checkpoint_file(const tm_checkpoint *c, const tm_st_tensor *t)
 {
-    return c->shards[t->shard].name;
+    return c->ws ? tm_ws_source_file(c->ws, t->shard) : c->shards[t->shard].name;
 }
 
 void tm_checkpoint_hash(const tm_checkpoint *c, tm_sha256_ctx *h)
 {
+    if (c->ws)
+        tm_ws_source_hash(c->ws, h);
     for (int i = 0; i < c->count; i++)
         tm_sha256_add(h, c->shards[i].map.data, c->shards[i].list.header_bytes);
 }
@@ -278,6 +307,7 @@ bool tm_checkpoint_is_float(const tm_st_tensor *t, tm_dtype *out)
 
 bool tm_checkpoint_equal(const tm_checkpoint *c, const tm_st_tensor *a, const tm_st_tensor *b)
 {
+    TM_ASSERT(!c->ws); /* a workspace shows no head beside a tied embedding */
     return a->dtype == b->dtype && a->ndim == b->ndim && a->bytes == b->bytes &&
            memcmp(a->dims, b->dims, (size_t)a->ndim * sizeof(a->dims[0])) == 0 &&
            memcmp(c->shards[a->shard].map.data + a->offset,
@@ -298,6 +328,8 @@ static tm_status still_whole(const shard *s, tm_err *err)
 tm_status tm_checkpoint_read(const tm_checkpoint *c, const tm_st_tensor *t, size_t cols_all,
                              tm_slice s, void *dst, tm_dtype to, tm_err *err)
 {
+    if (c->ws)
+        return tm_ws_source_read(c->ws, t->shard, s.row0, s.rows, s.col0, s.cols, dst, to, err);
     const shard *sh = &c->shards[t->shard];
     tm_dtype from = TM_DTYPE_F32;
     if (!tm_checkpoint_is_float(t, &from))

@@ -1,4 +1,5 @@
-/* A folder of safetensors files: model.safetensors, or shards named by model.safetensors.index.json.
+/* A folder of safetensors files: model.safetensors, or shards named by model.safetensors.index.json; or a TurboMind
+ * workspace that looks like one (workspace.h).
  *
  * Files are mapped read-only and shared between the ranks of a host by the page cache; every rank copies
  * only its slice. Opening checks all headers; no tensor data is touched. One thread. */
@@ -8,10 +9,14 @@
 #include "common/hash.h"
 #include "engine/backend/backend.h"
 #include "engine/weights/safetensors.h"
+#include "engine/weights/workspace.h"
 
 typedef struct tm_checkpoint tm_checkpoint;
 
 tm_status tm_checkpoint_open(tm_checkpoint **out, const char *dir, tm_err *err);
+tm_status tm_checkpoint_open_workspace(tm_checkpoint **out, const char *dir,
+                                       const tm_ws_config *config, const tm_ws_model *model,
+                                       tm_err *err);
 void tm_checkpoint_close(tm_checkpoint *c);
 
 size_t tm_checkpoint_count(const tm_checkpoint *c);

@@ -8,6 +8,7 @@
 
 #include "common/check.h"
 #include "common/file.h"
+#include "common/model_dir.h"
 
 static const struct {
     const char *name;
@@ -70,9 +71,12 @@ static tm_status add_tiktoken(tm_text_files *f, const char *dir, tm_err *err)
 tm_status tm_text_files_load(tm_text_files *out, const char *dir, tm_err *err)
 {
     tm_text_files f = {0};
-    tm_status st = add_tiktoken(&f, dir, err);
+    char text_dir[4096];
+    if (!tm_model_text_dir(text_dir, sizeof(text_dir), dir))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "the path of the model folder is too long");
+    tm_status st = add_tiktoken(&f, text_dir, err);
     for (size_t i = 0; i < TM_ARRAY_LEN(known) && st == TM_OK; i++)
-        st = add_file(&f, dir, known[i].name, known[i].max, err);
+        st = add_file(&f, text_dir, known[i].name, known[i].max, err);
     if (st != TM_OK) {
         tm_text_files_deinit(&f);
         return st;
