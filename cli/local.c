@@ -32,6 +32,9 @@ static tm_engine_opts engine_opts(const char *model, const tm_local_opts *o)
     e.model.session_len = (int)o->session_len;
     e.model.device.threads = (int)o->threads;
     e.model.device.isa = o->isa;
+    e.model.device.index = (int)o->device_index;
+    e.model.device.collectives = o->collectives;
+    e.model.device.share = o->allow_shared_gpu;
     e.max_batch_size = (int)o->max_batch_size;
     e.max_prefill_token_num = (int)o->max_prefill_token_num;
     e.cache_max_entry_count = o->cache_max_entry_count;

@@ -15,7 +15,9 @@
 typedef struct tm_local_opts {
     int64_t tp, threads, session_len, max_batch_size, max_prefill_token_num;
     double cache_max_entry_count;
-    const char *dtype, *device, *isa, *log_level;
+    const char *dtype, *device, *isa, *collectives, *log_level;
+    int64_t device_index;
+    bool allow_shared_gpu;
     const char *shape; /* no row: a model's shape with random weights instead of a folder */
 } tm_local_opts;
 
@@ -77,6 +79,34 @@ typedef struct tm_local_opts {
          NULL,                                                                                       \
          "Weights and KV cache: auto, bfloat16, float16 or float32."},                               \
         {"device", "backend", TM_OPT_STR, offsetof(T, m.device), "cpu", 0, 0, NULL, "cpu or cuda."}, \
+        {"device-index",                                                                             \
+         NULL,                                                                                       \
+         TM_OPT_INT,                                                                                 \
+         offsetof(T, m.device_index),                                                                \
+         "0",                                                                                        \
+         0,                                                                                          \
+         1023,                                                                                       \
+         NULL,                                                                                       \
+         "cuda: GPU of the host's first rank; the other ranks take the next ones."},                 \
+        {"collectives",                                                                              \
+         NULL,                                                                                       \
+         TM_OPT_STR,                                                                                 \
+         offsetof(T, m.collectives),                                                                 \
+         "auto",                                                                                     \
+         0,                                                                                          \
+         0,                                                                                          \
+         NULL,                                                                                       \
+         "cuda, several ranks: sums through peer memory and NCCL by size (auto), or peer or nccl "   \
+         "alone."},                                                                                  \
+        {"allow-shared-gpu",                                                                         \
+         NULL,                                                                                       \
+         TM_OPT_BOOL,                                                                                \
+         offsetof(T, m.allow_shared_gpu),                                                            \
+         "false",                                                                                    \
+         0,                                                                                          \
+         0,                                                                                          \
+         NULL,                                                                                       \
+         "For tests: all ranks use the GPU of --device-index."},                                     \
         {"isa",                                                                                      \
          NULL,                                                                                       \
          TM_OPT_STR,                                                                                 \

@@ -22,11 +22,12 @@
 #include "proto/worker.pb-c.h"
 
 typedef struct serve_opts {
-    const char *host, *name, *api_key_file, *dtype, *device, *log_level, *chat_template,
-        *meta_instruction, *tool_parser, *reason_parser;
+    const char *host, *name, *api_key_file, *dtype, *device, *collectives, *log_level,
+        *chat_template, *meta_instruction, *tool_parser, *reason_parser;
+    int64_t device_index;
     int64_t port, tp, threads, session_len, max_batch_size, max_prefill_token_num, drain_ms;
     double cache_max_entry_count;
-    bool insecure_open;
+    bool insecure_open, allow_shared_gpu;
 } serve_opts;
 
 #define OFF(f) offsetof(serve_opts, f)
@@ -54,6 +55,13 @@ static const tm_opt_row ROWS[] = {
     {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL,
      "auto, bfloat16, float16 or float32: weights and KV cache."},
     {"device", "backend", TM_OPT_STR, OFF(device), "cpu", 0, 0, NULL, "cpu or cuda."},
+    {"device-index", NULL, TM_OPT_INT, OFF(device_index), "0", 0, 1023, NULL,
+     "cuda: GPU of the host's first rank; the other ranks take the next ones."},
+    {"collectives", NULL, TM_OPT_STR, OFF(collectives), "auto", 0, 0, NULL,
+     "cuda, several ranks: sums through peer memory and NCCL by size (auto), or peer or nccl "
+     "alone."},
+    {"allow-shared-gpu", NULL, TM_OPT_BOOL, OFF(allow_shared_gpu), "false", 0, 0, NULL,
+     "For tests: all ranks use the GPU of --device-index."},
     {"threads", NULL, TM_OPT_INT, OFF(threads), "0", 0, 1024, NULL,
      "Threads of each rank; 0 divides the cores."},
     {"session-len", "max-model-len,context-length", TM_OPT_INT, OFF(session_len), "0", 0, 1 << 24,
@@ -136,6 +144,10 @@ static tm_status start_group(serve *s, tm_err *err)
     TM_TRY(add_str(&l, "--cache-max-entry-count", share, err));
     TM_TRY(add_str(&l, "--dtype", o->dtype, err));
     TM_TRY(add_str(&l, "--device", o->device, err));
+    TM_TRY(add_int(&l, &w, "--device-index", o->device_index, err));
+    TM_TRY(add_str(&l, "--collectives", o->collectives, err));
+    if (o->allow_shared_gpu)
+        TM_TRY(tm_launch_add(&l, "--allow-shared-gpu", err));
     TM_TRY(add_str(&l, "--group", "local", err));
     TM_TRY(add_str(&l, "--served-model-name", o->name, err));
     TM_TRY(add_str(&l, "--log-level", o->log_level, err));

@@ -137,9 +137,8 @@ static tm_status broadcast(tm_engine *e, tm_batch *batch, tm_err *err)
     return tm_plan_parse(&e->plan, len, &kind, &step, batch, err);
 }
 
-static tm_status forward(tm_engine *e, const tm_step *step, const tm_batch *batch, tm_err *err)
+static tm_status forward(tm_engine *e, const tm_batch *batch, tm_err *err)
 {
-    e->picks = tm_engine_takes_best(e, step);
     tm_status st = e->picks ? tm_model_forward_pick(e->model, batch, e->picked)
                             : tm_model_forward(e->model, batch, e->logits);
     if (st != TM_OK)
@@ -214,10 +213,13 @@ static tm_status run_step(tm_engine *e, tm_err *err)
     if (step.n_tokens == 0)
         return TM_OK;
     e->step++;
+    e->picks = tm_engine_takes_best(e, &step);
+    if (e->picks)
+        tm_plan_pick(&e->plan);
     tm_watchdog_begin(e->watchdog, step.n_tokens);
     tm_status st = broadcast(e, &batch, err);
     if (st == TM_OK)
-        st = forward(e, &step, &batch, err);
+        st = forward(e, &batch, err);
     if (st == TM_OK)
         tm_engine_sample(e, &step);
     tm_watchdog_end(e->watchdog);

@@ -56,7 +56,7 @@ static tm_status open_local(tm_comm *c, int tp, int ranks, tm_err *err)
 static tm_status open_ranks(tm_comm *c, int tp, const char *kind, tm_err *err)
 {
     int host_ranks = 0;
-    TM_TRY(tm_mpi_init(&c->rank, &c->size, &host_ranks, err));
+    TM_TRY(tm_mpi_init(&c->rank, &c->size, &host_ranks, &c->host_rank, err));
     c->mpi_open = true;
     if (c->size != tp)
         return TM_FAIL(err, TM_STATUS_CONFIG, "tp is %d, but mpirun started %d ranks", tp, c->size);
@@ -136,6 +136,16 @@ int tm_comm_size(const tm_comm *c)
     return c->size;
 }
 
+int tm_comm_host_rank(const tm_comm *c)
+{
+    return c->host_rank;
+}
+
+int64_t tm_comm_step_timeout_ms(const tm_comm *c)
+{
+    return c->step_timeout_ms;
+}
+
 const char *tm_comm_kind(const tm_comm *c)
 {
     return c->ops->name;
@@ -169,6 +179,20 @@ tm_status tm_comm_barrier(tm_comm *c)
     return c->lost ? TM_STATUS_UNAVAILABLE : note(c, c->ops->barrier(c));
 }
 
+tm_status tm_comm_allgather(tm_comm *c, const void *mine, size_t bytes, void *all)
+{
+    if (bytes == 0 || bytes > TM_COMM_CARD_MAX)
+        return TM_STATUS_INVALID;
+    return c->lost ? TM_STATUS_UNAVAILABLE : note(c, c->ops->allgather(c, mine, bytes, all));
+}
+
+tm_status tm_comm_check(tm_comm *c)
+{
+    if (c->lost)
+        return TM_STATUS_UNAVAILABLE;
+    return c->ops->check ? note(c, c->ops->check(c)) : TM_OK;
+}
+
 tm_status tm_comm_agree(tm_comm *c, tm_status mine, tm_err *err)
 {
     if (c->lost)
@@ -179,7 +203,7 @@ tm_status tm_comm_agree(tm_comm *c, tm_status mine, tm_err *err)
     tm_comm_vote *votes = calloc((size_t)c->size, sizeof(*votes));
     if (!votes)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "agreement of ranks: out of memory");
-    tm_status st = note(c, c->ops->vote(c, &vote, votes));
+    tm_status st = note(c, c->ops->allgather(c, &vote, sizeof(vote), votes));
     if (st != TM_OK) {
         free(votes);
         return mine != TM_OK

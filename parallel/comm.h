@@ -37,6 +37,9 @@ void tm_comm_destroy(tm_comm *c); /* orderly end: all ranks call it */
 
 int tm_comm_rank(const tm_comm *c);
 int tm_comm_size(const tm_comm *c);
+/* The number of this rank among those of its host: which of the host's devices is its own. */
+int tm_comm_host_rank(const tm_comm *c);
+int64_t tm_comm_step_timeout_ms(const tm_comm *c);
 const char *tm_comm_kind(const tm_comm *c);
 
 /* x[i] = sum over ranks, in rank order (so that the result is the same bits on every rank). */
@@ -48,6 +51,13 @@ tm_status tm_comm_gather_cols_f32(tm_comm *c, const float *x, size_t rows, size_
  * ahead before the others have read, by a bounded number of messages. */
 tm_status tm_comm_bcast(tm_comm *c, void *data, size_t *len, size_t cap);
 tm_status tm_comm_barrier(tm_comm *c);
+/* all[r * bytes ...] on every rank = rank r's bytes, at most TM_COMM_CARD_MAX. For opening: it waits as long as
+ * loading may take. */
+#define TM_COMM_CARD_MAX ((size_t)4096)
+tm_status tm_comm_allgather(tm_comm *c, const void *mine, size_t bytes, void *all);
+/* UNAVAILABLE when the group is known to be lost: a peer died or raised the alarm. Waits for nothing, and costs a few
+ * nanoseconds most of the time: for loops that wait for something else, such as a device. */
+tm_status tm_comm_check(tm_comm *c);
 /* Agreement: *st becomes the worst status of all ranks (and rank 0 gets a text that names the rank). For
  * loading: a group starts only when every rank could. */
 tm_status tm_comm_agree(tm_comm *c, tm_status mine, tm_err *err);

@@ -28,8 +28,8 @@ typedef struct tm_comm_ops {
     tm_status (*gather_cols)(tm_comm *c, const float *x, size_t rows, size_t cols, float *out);
     tm_status (*bcast)(tm_comm *c, void *data, size_t *len, size_t cap);
     tm_status (*barrier)(tm_comm *c);
-    /* votes[size] are filled on every rank. */
-    tm_status (*vote)(tm_comm *c, const tm_comm_vote *mine, tm_comm_vote *votes);
+    tm_status (*allgather)(tm_comm *c, const void *mine, size_t bytes, void *all);
+    tm_status (*check)(tm_comm *c); /* NULL: the launcher ends the job when a rank dies */
     /* Tells the other ranks that this one ends; async-signal-safe. NULL: nothing to tell. */
     void (*raise_alarm)(tm_comm *c);
 } tm_comm_ops;
@@ -37,7 +37,7 @@ typedef struct tm_comm_ops {
 struct tm_comm {
     const tm_comm_ops *ops;
     void *impl;
-    int rank, size;
+    int rank, size, host_rank;
     int64_t step_timeout_ms;
     bool lost;
     bool mpi_open;
@@ -46,7 +46,8 @@ struct tm_comm {
 tm_status tm_comm_local_open(tm_comm *c, tm_err *err);
 
 /* mpi.c */
-tm_status tm_mpi_init(int *rank, int *size, int *host_ranks, tm_err *err);
+/* host_ranks: how many ranks share this host; host_rank: this one's number among them. */
+tm_status tm_mpi_init(int *rank, int *size, int *host_ranks, int *host_rank, tm_err *err);
 void tm_mpi_finalize(void);
 tm_status tm_mpi_boot_bcast(void *data, size_t len); /* rank 0's bytes to all, blocking */
 int tm_mpi_boot_all(int ok);                         /* 1 when ok is non-zero on every rank */

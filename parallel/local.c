@@ -40,10 +40,10 @@ static tm_status local_barrier(tm_comm *c)
     return TM_OK;
 }
 
-static tm_status local_vote(tm_comm *c, const tm_comm_vote *mine, tm_comm_vote *votes)
+static tm_status local_allgather(tm_comm *c, const void *mine, size_t bytes, void *all)
 {
     (void)c;
-    votes[0] = *mine;
+    memcpy(all, mine, bytes);
     return TM_OK;
 }
 
@@ -54,7 +54,7 @@ static const tm_comm_ops local_ops = {
     .gather_cols = local_gather_cols,
     .bcast = local_bcast,
     .barrier = local_barrier,
-    .vote = local_vote,
+    .allgather = local_allgather,
 };
 
 tm_status tm_comm_local_open(tm_comm *c, tm_err *err)

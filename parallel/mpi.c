@@ -45,7 +45,7 @@ typedef struct mpi_impl {
     unsigned next;
 } mpi_impl;
 
-tm_status tm_mpi_init(int *rank, int *size, int *host_ranks, tm_err *err)
+tm_status tm_mpi_init(int *rank, int *size, int *host_ranks, int *host_rank, tm_err *err)
 {
     int open = 0, ended = 0, got = 0;
     MPI_Finalized(&ended);
@@ -66,6 +66,7 @@ tm_status tm_mpi_init(int *rank, int *size, int *host_ranks, tm_err *err)
             MPI_SUCCESS)
         return TM_FAIL(err, TM_STATUS_UNAVAILABLE, "MPI cannot tell the ranks of this group");
     MPI_Comm_size(host, host_ranks);
+    MPI_Comm_rank(host, host_rank);
     MPI_Comm_free(&host);
     return TM_OK;
 }
@@ -249,12 +250,12 @@ static tm_status mpi_barrier(tm_comm *c)
     return finish(&req, 1, c->step_timeout_ms);
 }
 
-static tm_status mpi_vote(tm_comm *c, const tm_comm_vote *mine, tm_comm_vote *votes)
+static tm_status mpi_allgather(tm_comm *c, const void *mine, size_t bytes, void *all)
 {
     mpi_impl *m = c->impl;
     MPI_Request req;
-    TM_TRY(started(MPI_Iallgather(mine, (int)sizeof(*mine), MPI_BYTE, votes, (int)sizeof(*mine),
-                                  MPI_BYTE, m->world, &req)));
+    TM_TRY(started(
+        MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, m->world, &req)));
     return finish(&req, 1, TM_COMM_LOAD_TIMEOUT_MS);
 }
 
@@ -292,7 +293,7 @@ static const tm_comm_ops mpi_ops = {
     .gather_cols = mpi_gather_cols,
     .bcast = mpi_bcast,
     .barrier = mpi_barrier,
-    .vote = mpi_vote,
+    .allgather = mpi_allgather,
 };
 
 static mpi_impl *allocate(int size)

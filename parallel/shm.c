@@ -206,16 +206,16 @@ static tm_status shm_barrier(tm_comm *c)
     return wait_all(c, s->chunk, c->step_timeout_ms);
 }
 
-static tm_status shm_vote(tm_comm *c, const tm_comm_vote *mine, tm_comm_vote *votes)
+static tm_status shm_allgather(tm_comm *c, const void *mine, size_t bytes, void *all)
 {
     tm_shm *s = c->impl;
     float *slot;
     TM_TRY(open_chunk(c, TM_COMM_LOAD_TIMEOUT_MS, &slot));
-    memcpy(slot, mine, sizeof(*mine));
+    memcpy(slot, mine, bytes);
     publish_chunk(c);
     TM_TRY(wait_all(c, s->chunk, TM_COMM_LOAD_TIMEOUT_MS));
     for (int r = 0; r < c->size; r++)
-        memcpy(&votes[r], slot_of(s, r, s->chunk), sizeof(votes[r]));
+        memcpy((char *)all + (size_t)r * bytes, slot_of(s, r, s->chunk), bytes);
     return TM_OK;
 }
 
@@ -237,7 +237,8 @@ static const tm_comm_ops shm_ops = {
     .gather_cols = shm_gather_cols,
     .bcast = shm_bcast,
     .barrier = shm_barrier,
-    .vote = shm_vote,
+    .allgather = shm_allgather,
+    .check = tm_shm_check,
     .raise_alarm = tm_shm_raise_alarm,
 };
 

@@ -60,6 +60,7 @@ typedef struct tm_shm {
     uint32_t ring;  /* number of the next ring slot (rank 0: to write, others: to read) */
     int spins; /* looks at a counter before sleeping; 0 when the host has fewer cores than ranks */
     const float **parts; /* [size] scratch */
+    int64_t looked_ms;   /* when tm_shm_check last looked at the peers */
 } tm_shm;
 
 void tm_shm_identify(tm_shm_rank *me);
@@ -69,5 +70,7 @@ void tm_shm_counter_set(tm_shm_counter *c, uint32_t value);
 tm_status tm_shm_wait(tm_comm *c, tm_shm_counter *counter, uint32_t target, int peer,
                       int64_t timeout_ms);
 void tm_shm_raise_alarm(tm_comm *c);
+/* Looks at the alarm each time and at the peers every TM_SHM_POLL_MS. */
+tm_status tm_shm_check(tm_comm *c);
 
 #endif

@@ -147,6 +147,21 @@ tm_status tm_shm_wait(tm_comm *c, tm_shm_counter *counter, uint32_t target, int 
     return st;
 }
 
+tm_status tm_shm_check(tm_comm *c)
+{
+    tm_shm *s = c->impl;
+    if (atomic_load_explicit(&s->seg->alarm, memory_order_relaxed))
+        return TM_STATUS_UNAVAILABLE;
+    int64_t now = tm_clock_ms();
+    if (now - s->looked_ms < TM_SHM_POLL_MS)
+        return TM_OK;
+    s->looked_ms = now;
+    if (peers_alive(c, -1))
+        return TM_OK;
+    tm_shm_raise_alarm(c);
+    return TM_STATUS_UNAVAILABLE;
+}
+
 void tm_shm_raise_alarm(tm_comm *c)
 {
     tm_shm *s = c->impl;

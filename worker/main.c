@@ -40,6 +40,9 @@ static tm_engine_opts engine_opts(const tm_worker_opts *o, const char *model)
     e.model.backend = o->device;
     e.model.device.threads = (int)o->threads;
     e.model.device.isa = o->isa;
+    e.model.device.index = (int)o->device_index;
+    e.model.device.collectives = o->collectives;
+    e.model.device.share = o->allow_shared_gpu;
     e.model.block_tokens = (int)o->block_seq_len;
     e.model.session_len = (int)o->session_len;
     e.max_batch_size = (int)o->max_batch_size;

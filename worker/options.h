@@ -7,7 +7,9 @@
 typedef struct tm_worker_opts {
     const char *host, *advertise, *etcd, *group, *pool, *served_model_name;
     int64_t port, drain_timeout_ms, stream_queue_max;
-    const char *dtype, *device, *isa;
+    const char *dtype, *device, *isa, *collectives;
+    int64_t device_index;
+    bool allow_shared_gpu;
     int64_t tp, threads, max_batch_size, max_prefill_token_num, queue_max, session_len;
     int64_t block_seq_len, cache_bytes_max, watchdog_ms, step_timeout_ms;
     double cache_max_entry_count;

@@ -36,6 +36,9 @@ typedef struct tm_device_opts {
     int index;       /* CUDA: device ordinal */
     tm_dtype dtype;  /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
     const char *isa; /* CPU: "auto", "ref", "avx2", "avx512", "amx": the best allowed path */
+    bool share;      /* CUDA: several ranks may use one device; for tests, waiting ranks are slow then */
+    /* CUDA: "auto" (or NULL), "peer" memory alone, "nccl" alone; or one way of peer memory: "push", "one", "two" */
+    const char *collectives;
 } tm_device_opts;
 
 /* A linear layer's weight of this rank, [N, K] row-major in dtype, with an optional bias [N] f32 (host
@@ -239,15 +242,40 @@ typedef struct tm_gather_rows_args {
 } tm_gather_rows_args;
 
 /* out[R] = the index of the largest number of each row of x [R, n] f32, the lowest one on ties; -1 when the
- * row has no finite maximum. */
+ * row has no finite maximum. argmax_ranks: of the rows of all ranks, side by side; this rank's first column is number
+ * v0, and every rank gets the result. */
 typedef struct tm_argmax_args {
     int32_t *out;
     const float *x;
     int n_rows, n;
+    int ld; /* row stride of x; 0: n */
+    int v0; /* argmax_ranks */
 } tm_argmax_args;
+
+/* x[n] = its sum over the ranks, in the activations' dtype or f32. */
+typedef struct tm_sum_args {
+    void *x;
+    size_t n;
+    bool f32;
+} tm_sum_args;
+
+/* Rank 0's `gathered` (device->join) becomes [R, n]: the columns of all ranks side by side, from x [R, cols] of each;
+ * what the last ranks have beyond n columns is left out. */
+typedef struct tm_gather_cols_args {
+    const float *x;
+    int n_rows, cols, n;
+} tm_gather_cols_args;
 
 /* A recorded sequence of operators and copies, see graph_begin. */
 typedef struct tm_graph tm_graph;
+
+/* What the ranks' devices will exchange at most. */
+typedef struct tm_join_args {
+    size_t gather_bytes;  /* R * ranks * cols f32 of a gather_cols; 0: none */
+    size_t sum_bytes_max; /* of one sum */
+} tm_join_args;
+
+typedef struct tm_comm tm_comm;
 
 typedef struct tm_device_ops {
     tm_status (*open)(tm_device **out, const tm_device_opts *opts, tm_err *err);
@@ -273,6 +301,12 @@ typedef struct tm_device_ops {
     void (*graph_free)(tm_device *dev, tm_graph *graph);
     /* Bytes per second of reading `bytes` of device memory once, the best of several passes. */
     tm_status (*read_rate)(tm_device *dev, size_t bytes, double *rate, tm_err *err);
+    /* Joins the devices of a group's ranks, one each; all ranks call it together, once, after open. From then on the
+     * operators over ranks work, and sync and download end with UNAVAILABLE when a rank is gone. close is then also
+     * for all ranks together. *gathered is what gather_cols fills on rank 0, NULL elsewhere. NULL: this device
+     * computes in host memory, where the communicator sums. */
+    tm_status (*join)(tm_device *dev, tm_comm *comm, const tm_join_args *args, float **gathered,
+                      tm_err *err);
 } tm_device_ops;
 
 /* Arguments that an operator may not know; a model that needs one is refused when it is opened. */
@@ -314,6 +348,12 @@ typedef struct tm_op_table {
     /* For batches of decodes alone; qkv is undefined afterwards. */
     tm_status (*rope_attention_decode)(tm_device *dev, const tm_rope_append_args *r,
                                        const tm_attention_args *a);
+    /* Over the ranks of joined devices; all ranks call them in the same order with the same sizes. */
+    tm_status (*sum)(tm_device *dev, const tm_sum_args *a);
+    /* The norm of residual + the ranks' sum of delta, which is undefined afterwards. */
+    tm_status (*sum_norm)(tm_device *dev, const tm_norm_args *n);
+    tm_status (*gather_cols)(tm_device *dev, const tm_gather_cols_args *a);
+    tm_status (*argmax_ranks)(tm_device *dev, const tm_argmax_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {

@@ -119,7 +119,7 @@ static int stride_of(int n)
 
 bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b)
 {
-    if (m->host_memory || m->shard.tp > 1 || !m->backend->dev->graph_begin)
+    if (m->host_memory || !m->backend->dev->graph_begin)
         return false;
     if (b->n_decode != b->n_seqs || b->n_logits != b->n_seqs || b->n_tokens != b->n_seqs)
         return false;
@@ -155,14 +155,12 @@ static tm_status enqueue(tm_model *m, const tm_batch *b, size_t bytes)
 {
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
-    const tm_argmax_args a = {
-        .out = ws->picked, .x = ws->logits, .n_rows = b->n_seqs, .n = m->arch.vocab};
     TM_TRY(dev->upload(m->dev, ws->batch, ws->batch_host, bytes));
     TM_TRY(tm_forward_layers(m, b));
     TM_TRY(tm_forward_decode_head(m, b->n_seqs));
-    if (!m->backend->ops->argmax)
+    if (!tm_model_can_pick(m))
         return TM_OK;
-    TM_TRY(m->backend->ops->argmax(m->dev, &a));
+    TM_TRY(tm_forward_pick(m, b->n_seqs));
     return dev->download_async(m->dev, ws->picked_host, ws->picked,
                                (size_t)b->n_seqs * sizeof(int32_t));
 }

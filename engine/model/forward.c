@@ -55,6 +55,7 @@ static tm_status collect(tm_model *m, const float *mine, int rows, float *logits
 
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b)
 {
+    m->ws.sum_waits = false;
     TM_TRY(embed(m, b));
     for (int i = 0; i < m->arch.layers; i++)
         TM_TRY(tm_layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
@@ -78,6 +79,33 @@ tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out)
     return head_linear(m, out, n);
 }
 
+tm_status tm_forward_download(tm_model *m, int rows, float *logits)
+{
+    const tm_workspace *ws = &m->ws;
+    const tm_device_ops *dev = m->backend->dev;
+    const tm_gather_cols_args g = {
+        .x = ws->logits, .n_rows = rows, .cols = m->shard.vocab, .n = m->arch.vocab};
+    size_t bytes = (size_t)rows * (size_t)m->arch.vocab * sizeof(float);
+    if (m->shard.tp == 1)
+        return dev->download(m->dev, logits, ws->logits, bytes);
+    TM_TRY(m->backend->ops->gather_cols(m->dev, &g));
+    return m->shard.rank == 0 ? dev->download(m->dev, logits, ws->joined, bytes)
+                              : dev->sync(m->dev);
+}
+
+tm_status tm_forward_pick(tm_model *m, int rows)
+{
+    const tm_shard *s = &m->shard;
+    const tm_argmax_args a = {.out = m->ws.picked,
+                              .x = m->ws.logits,
+                              .n_rows = rows,
+                              .n = TM_MIN(s->vocab, TM_MAX(m->arch.vocab - s->vocab0, 0)),
+                              .ld = s->vocab,
+                              .v0 = s->vocab0};
+    return s->tp == 1 ? m->backend->ops->argmax(m->dev, &a)
+                      : m->backend->ops->argmax_ranks(m->dev, &a);
+}
+
 /* Logits of rows_max rows at most. Where the device computes in host memory and has all columns, the head
  * writes straight into the caller's array. */
 static tm_status head_pass(tm_model *m, const int32_t *rows, int n, float *logits)
@@ -87,12 +115,11 @@ static tm_status head_pass(tm_model *m, const int32_t *rows, int n, float *logit
     TM_TRY(tm_forward_head(m, rows, n, out));
     if (direct)
         return TM_OK;
-    if (m->shard.tp > 1) {
+    if (m->shard.tp > 1 && m->host_memory) {
         TM_TRY(m->backend->dev->sync(m->dev));
         return collect(m, out, n, logits);
     }
-    return m->backend->dev->download(m->dev, logits, out,
-                                     (size_t)n * (size_t)m->arch.vocab * sizeof(float));
+    return tm_forward_download(m, n, logits);
 }
 
 static tm_status heads(tm_model *m, const tm_batch *b, float *logits)
@@ -110,12 +137,12 @@ static tm_status pick_rows(tm_model *m, const tm_batch *b, int32_t *picked)
     tm_workspace *ws = &m->ws;
     for (int i = 0; i < b->n_logits; i += ws->rows_max) {
         int n = TM_MIN(b->n_logits - i, ws->rows_max);
-        const tm_argmax_args a = {
-            .out = ws->picked, .x = ws->logits, .n_rows = n, .n = m->arch.vocab};
         TM_TRY(tm_forward_head(m, b->logit_rows + i, n, ws->logits));
-        TM_TRY(m->backend->ops->argmax(m->dev, &a));
-        TM_TRY(
-            m->backend->dev->download(m->dev, picked + i, ws->picked, (size_t)n * sizeof(*picked)));
+        TM_TRY(tm_forward_pick(m, n));
+        TM_TRY(m->backend->dev->download(m->dev, ws->picked_host, ws->picked,
+                                         (size_t)n * sizeof(*picked)));
+        if (picked)
+            memcpy(picked + i, ws->picked_host, (size_t)n * sizeof(*picked));
     }
     return TM_OK;
 }
@@ -150,9 +177,7 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
     tm_batch b;
     if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
         TM_TRY(tm_device_step_decode(m, batch));
-        return m->backend->dev->download(m->dev, logits, m->ws.logits,
-                                         (size_t)batch->n_logits * (size_t)m->arch.vocab *
-                                             sizeof(float));
+        return tm_forward_download(m, batch->n_logits, logits);
     }
     TM_TRY(body(m, batch, &b));
     return b.n_logits > 0 ? heads(m, &b, logits) : TM_OK;
@@ -160,7 +185,8 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
 
 bool tm_model_can_pick(const tm_model *m)
 {
-    return !m->host_memory && m->shard.tp == 1 && m->backend->ops->argmax;
+    const tm_op_table *o = m->backend->ops;
+    return !m->host_memory && o->argmax && (m->shard.tp == 1 || o->argmax_ranks);
 }
 
 tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked)
@@ -170,7 +196,8 @@ tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *pic
     if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
         TM_TRY(tm_device_step_decode(m, batch));
         TM_TRY(m->backend->dev->sync(m->dev));
-        memcpy(picked, m->ws.picked_host, (size_t)batch->n_logits * sizeof(*picked));
+        if (picked)
+            memcpy(picked, m->ws.picked_host, (size_t)batch->n_logits * sizeof(*picked));
         return TM_OK;
     }
     TM_TRY(body(m, batch, &b));

@@ -9,8 +9,11 @@
 
 tm_status tm_run_sum(tm_model *m, void *x, size_t n)
 {
+    const tm_sum_args a = {.x = x, .n = n};
     if (m->shard.tp == 1)
         return TM_OK;
+    if (!m->host_memory)
+        return m->backend->ops->sum(m->dev, &a);
     TM_TRY(m->backend->dev->sync(m->dev));
     return tm_comm_allreduce_f32(m->comm, x, n);
 }
@@ -30,11 +33,20 @@ static tm_norm_args norm_args(const tm_model *m, void *out, void *x, const void 
                           .add_one = m->arch.norm_add_one};
 }
 
+/* The norm, with the sum of a delta that still waits for it. */
+static tm_status norm(tm_model *m, const tm_norm_args *a)
+{
+    if (!a->delta || a->delta != m->ws.delta || !m->ws.sum_waits)
+        return m->backend->ops->norm(m->dev, a);
+    m->ws.sum_waits = false;
+    return m->backend->ops->sum_norm(m->dev, a);
+}
+
 tm_status tm_run_norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
                       const float *b, int rows)
 {
     const tm_norm_args a = norm_args(m, out, x, delta, w, b, rows);
-    return m->backend->ops->norm(m->dev, &a);
+    return norm(m, &a);
 }
 
 /* The norm of the residual stream in front of a block. Where only the block's first product reads it (`joins`) and
@@ -46,9 +58,9 @@ static tm_status norm_for_block(tm_model *m, bool joins, const void *delta, cons
     tm_workspace *ws = &m->ws;
     void *x = ws->x;
     ws->norm = norm_args(m, ws->normed, x, delta, w, b, rows);
-    ws->norm_waits = joins && m->backend->ops->norm_linear;
+    ws->norm_waits = joins && m->backend->ops->norm_linear && !ws->sum_waits;
     if (!ws->norm_waits)
-        return m->backend->ops->norm(m->dev, &ws->norm);
+        return norm(m, &ws->norm);
     if (delta) {
         ws->norm.residual_out = ws->x_other;
         ws->x = ws->x_other;
@@ -81,10 +93,15 @@ tm_status tm_run_linear_f32(tm_model *m, float *out, const void *x, const tm_wei
     return m->backend->ops->linear(m->dev, &a);
 }
 
-/* ws.delta, a block's output of this rank: summed over the ranks and normalised where the family does. */
+/* ws.delta, a block's output of this rank: summed over the ranks and normalised where the family does. Without a norm
+ * of its own, joined devices sum it as part of the next one. */
 static tm_status finish(tm_model *m, const float *post_norm, int rows)
 {
     void *delta = m->ws.delta;
+    if (m->shard.tp > 1 && !m->host_memory && !post_norm) {
+        m->ws.sum_waits = true;
+        return TM_OK;
+    }
     TM_TRY(tm_run_sum(m, delta, (size_t)rows * (size_t)m->arch.hidden));
     return post_norm ? tm_run_norm(m, delta, delta, NULL, post_norm, NULL, rows) : TM_OK;
 }

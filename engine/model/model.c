@@ -1,8 +1,8 @@
 /* Opening and closing a model, and its KV storage.
  *
  * Opening has two halves with an agreement of the ranks after each: all checks (config, tensors, backend), then
- * memory and copies. So a bad folder is refused by every rank before any has taken memory, and a rank that
- * fails alone does not leave the others waiting in their first step. */
+ * memory and copies; in between the ranks' devices meet. So a bad folder is refused by every rank before any has
+ * taken memory, and a rank that fails alone does not leave the others waiting in their first step. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,11 +127,20 @@ static tm_status check_options(tm_model *m, tm_err *err)
         return TM_FAIL(err, TM_STATUS_CONFIG, "backend '%.40s' is unknown or not in this build",
                        o->backend);
     m->host_memory = strcmp(m->backend->name, "cpu") == 0;
-    if (!m->host_memory && tm_comm_size(m->comm) > 1)
+    if (!m->host_memory && tm_comm_size(m->comm) > 1 && !m->backend->dev->join)
         return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
-                       "backend '%s' runs on one rank: sums over ranks are taken in float32",
+                       "backend '%s' runs on one rank: its devices cannot sum among themselves",
                        m->backend->name);
+    /* The ranks of a host have its devices in turn. */
+    if (!m->host_memory && !m->opts.device.share)
+        m->opts.device.index += tm_comm_host_rank(m->comm);
     return choose_dtype(m, err);
+}
+
+/* Does the model run on devices that sum among themselves? */
+static bool joins(const tm_model *m)
+{
+    return !m->host_memory && m->shard.tp > 1;
 }
 
 /* A missing operator is a message now, not a crash in a request. */
@@ -152,6 +161,9 @@ static tm_status check_operators(const tm_model *m, tm_err *err)
         {"attention_decode", o->attention_decode != NULL},
         {"act", o->act != NULL},
         {"gather_rows", o->gather_rows != NULL},
+        {"sum", o->sum != NULL || !joins(m)},
+        {"sum_norm", o->sum_norm != NULL || !joins(m)},
+        {"gather_cols", o->gather_cols != NULL || !joins(m)},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(ops); i++)
         if (!ops[i].there)
@@ -233,6 +245,23 @@ static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
     return TM_OK;
 }
 
+/* Rows of one pass through the head. */
+static size_t head_rows(const tm_model *m)
+{
+    size_t t = (size_t)m->opts.max_step_tokens, b = (size_t)m->opts.max_seqs;
+    return TM_MIN(t, TM_MAX(b, (size_t)LOGIT_ROWS_MIN));
+}
+
+/* Between the halves: all ranks have opened their devices, none has taken much memory. */
+static tm_status join_devices(tm_model *m, tm_err *err)
+{
+    size_t cols = (size_t)m->shard.vocab * (size_t)m->shard.tp;
+    size_t row = (size_t)m->arch.hidden * tm_act_size(m);
+    const tm_join_args a = {.gather_bytes = head_rows(m) * cols * sizeof(float),
+                            .sum_bytes_max = (size_t)m->opts.max_step_tokens * row};
+    return m->backend->dev->join(m->dev, m->comm, &a, &m->ws.joined, err);
+}
+
 typedef struct want {
     void **out;
     size_t rows, cols, size;
@@ -243,11 +272,11 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     tm_workspace *ws = &m->ws;
     const tm_arch *a = &m->arch;
     const tm_shard *s = &m->shard;
-    size_t t = (size_t)m->opts.max_step_tokens, b = (size_t)m->opts.max_seqs;
+    size_t t = (size_t)m->opts.max_step_tokens;
     size_t d = (size_t)a->head_dim, h = (size_t)a->hidden;
     size_t f = (size_t)TM_MAX(s->ffn, s->shared);
     size_t act = tm_act_size(m);
-    size_t r = TM_MIN(t, TM_MAX(b, (size_t)LOGIT_ROWS_MIN));
+    size_t r = head_rows(m);
     ws->rows_max = (int)r;
     const want wants[] = {
         {&ws->x, t, h, act},
@@ -267,7 +296,7 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
         if (n > 0)
             TM_TRY(tm_model_take(m, n, wants[i].out, err));
     }
-    if (s->rank == 0 && s->vocab * s->tp != a->vocab) {
+    if (m->host_memory && s->rank == 0 && s->vocab * s->tp != a->vocab) {
         ws->gathered = malloc(r * (size_t)s->vocab * (size_t)s->tp * sizeof(float));
         if (!ws->gathered)
             return TM_FAIL(err, TM_STATUS_NO_MEMORY, "logits of all ranks: out of memory");
@@ -301,6 +330,8 @@ tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm
         st = check_all(m, &ckpt, err);
     }
     st = tm_comm_agree(comm, st, err);
+    if (st == TM_OK && joins(m))
+        st = tm_comm_agree(comm, join_devices(m, err), err);
     if (st == TM_OK)
         st = tm_comm_agree(comm, load_all(m, ckpt, err), err);
     tm_checkpoint_close(ckpt);

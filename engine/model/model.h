@@ -68,8 +68,8 @@ int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len);
 
 /* True when the device can choose the largest logit itself; then no row of logits has to leave it. */
 bool tm_model_can_pick(const tm_model *m);
-/* The same step, but picked[n_logits] receives the index of each row's largest logit (the lowest one on ties; -1
- * when the row has no finite maximum). */
+/* The same step, but picked[n_logits] of rank 0 (ignored elsewhere) receives the index of each row's largest logit
+ * (the lowest one on ties; -1 when the row has no finite maximum). All ranks call this one, or all the other. */
 tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked);
 
 /* "llama3-8b, ...": values of tm_model_opts.shape. */

@@ -31,6 +31,7 @@ typedef struct tm_workspace {
     void *x_other;     /* its next place, on backends that join norm and product */
     tm_norm_args norm; /* of the block that begins; norm_waits: its first product computes it */
     bool norm_waits;
+    bool sum_waits;        /* delta is this rank's part still: the next norm sums it over the ranks */
     void *normed;          /* [T, h] */
     void *qkv;             /* [T, (H + 2K) d] */
     void *attn;            /* [T, H d] */
@@ -58,6 +59,7 @@ typedef struct tm_workspace {
     tm_decode_graph graphs[TM_DECODE_GRAPHS_MAX];
     int graph_count;
     float *gathered; /* host, [R, tp * V of a rank], rank 0 with a padded vocabulary */
+    float *joined;   /* [R, vocabulary] of joined devices, rank 0; else NULL */
     int rows_max;
 } tm_workspace;
 
@@ -131,6 +133,10 @@ tm_status tm_shape_load(tm_model *m, tm_err *err);
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b);
 /* Last add, final norm, head: ws.logits for all rows of a decode batch. */
 tm_status tm_forward_decode_head(tm_model *m, int rows);
+/* ws.picked: the largest of the first rows of ws.logits. */
+tm_status tm_forward_pick(tm_model *m, int rows);
+/* The first rows of ws.logits to rank 0's host memory. */
+tm_status tm_forward_download(tm_model *m, int rows, float *logits);
 /* n wanted rows, at most ws.rows_max, of ws.x after its last add, into out. */
 tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out);
 
@@ -144,6 +150,7 @@ tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out);
 
 /* layer.c: steps that blocks are made of. */
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */
+/* With ws.delta, which may be unsummed (ws.sum_waits), as delta it is summed on the way. */
 tm_status tm_run_norm(tm_model *m, void *out, void *x, const void *delta, const float *w,
                       const float *b, int rows);
 /* The first product of a block, of ws.normed, which nothing else reads where ws.norm_waits. */

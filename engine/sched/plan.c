@@ -81,6 +81,12 @@ void tm_plan_begin(tm_plan_buf *b, uint64_t step, const tm_plan_shape *shape,
     locate(b->data, shape, arrays);
 }
 
+void tm_plan_pick(tm_plan_buf *b)
+{
+    TM_ASSERT(b->data[H_KIND] == TM_PLAN_STEP);
+    b->data[H_KIND] = TM_PLAN_PICK;
+}
+
 void tm_plan_stop(tm_plan_buf *b, uint64_t step)
 {
     tm_plan_shape none = {0};
@@ -157,7 +163,7 @@ tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, ui
         *step = number;
         return TM_OK;
     }
-    if (d[H_KIND] != TM_PLAN_STEP)
+    if (d[H_KIND] != TM_PLAN_STEP && d[H_KIND] != TM_PLAN_PICK)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "plan of unknown kind %d", (int)d[H_KIND]);
     tm_plan_shape s = {d[H_TOKENS], d[H_SEQS], d[H_DECODE], d[H_BLOCKS], d[H_LOGITS]};
     TM_TRY(check_shape(&b->limits, &s, err));
@@ -180,7 +186,7 @@ tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, ui
                      .logit_rows = a.logit_rows};
     TM_TRY(check_batch(&b->limits, &view, err));
     *batch = view;
-    *kind = TM_PLAN_STEP;
+    *kind = (tm_plan_kind)d[H_KIND];
     *step = number;
     return TM_OK;
 }

@@ -12,7 +12,8 @@
 #include "common/status.h"
 #include "engine/backend/backend.h"
 
-typedef enum tm_plan_kind { TM_PLAN_STEP = 1, TM_PLAN_STOP = 2 } tm_plan_kind;
+/* TM_PLAN_PICK: a step of whose logits only the largest of each row are wanted (tm_model_forward_pick). */
+typedef enum tm_plan_kind { TM_PLAN_STEP = 1, TM_PLAN_STOP = 2, TM_PLAN_PICK = 3 } tm_plan_kind;
 
 /* Equal on every rank. */
 typedef struct tm_plan_limits {
@@ -45,10 +46,12 @@ void tm_plan_buf_deinit(tm_plan_buf *b);
 /* Writes the header for a step of this shape and hands out the arrays, to be filled completely. */
 void tm_plan_begin(tm_plan_buf *b, uint64_t step, const tm_plan_shape *shape,
                    tm_plan_arrays *arrays);
+/* Turns the step in the buffer into one of TM_PLAN_PICK. */
+void tm_plan_pick(tm_plan_buf *b);
 void tm_plan_stop(tm_plan_buf *b, uint64_t step);
 
 /* Reads a received buffer of `len` bytes, checking every number against the limits: INTERNAL says what is wrong.
- * batch (for TM_PLAN_STEP) borrows the buffer. */
+ * batch (of a step) borrows the buffer. */
 tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, uint64_t *step,
                         tm_batch *batch, tm_err *err);
 

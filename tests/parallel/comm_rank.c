@@ -115,8 +115,33 @@ static void check_bcast_cap(tm_comm *c)
     check_bcast(c, 999, 100, 100);
 }
 
+/* Cards of every size, and what a healthy group says of itself. */
+static void check_allgather(tm_comm *c)
+{
+    static const size_t sizes[] = {1, 7, 64, 333, TM_COMM_CARD_MAX};
+    int rank = tm_comm_rank(c), size = tm_comm_size(c);
+    uint8_t *mine = malloc(TM_COMM_CARD_MAX), *all = malloc(TM_COMM_CARD_MAX * (size_t)size);
+    EXPECT(mine && all);
+    EXPECT(tm_comm_host_rank(c) == rank);
+    for (size_t k = 0; k < TM_ARRAY_LEN(sizes); k++) {
+        for (size_t i = 0; i < sizes[k]; i++)
+            mine[i] = (uint8_t)mix(g_seed + k * 100003u + (size_t)rank * 5003u + i);
+        EXPECT(tm_comm_allgather(c, mine, sizes[k], all) == TM_OK);
+        for (int r = 0; r < size; r++)
+            for (size_t i = 0; i < sizes[k]; i++)
+                EXPECT(all[(size_t)r * sizes[k] + i] ==
+                       (uint8_t)mix(g_seed + k * 100003u + (size_t)r * 5003u + i));
+        EXPECT(tm_comm_check(c) == TM_OK);
+    }
+    EXPECT(tm_comm_allgather(c, mine, TM_COMM_CARD_MAX + 1, all) == TM_STATUS_INVALID);
+    EXPECT(tm_comm_allgather(c, mine, 0, all) == TM_STATUS_INVALID);
+    free(mine);
+    free(all);
+}
+
 static int mode_collectives(tm_comm *c)
 {
+    check_allgather(c);
     static const size_t lens[] = {0, 1, 3, 64, 1023, 4096, 4097, 50000, 65536, 65537, 300001};
     for (size_t i = 0; i < TM_ARRAY_LEN(lens); i++)
         check_allreduce(c, (int)i, lens[i]);

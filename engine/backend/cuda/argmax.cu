@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(THREADS)
     start_next();
     wait_previous();
     const int row = blockIdx.y, each = (a.n + PARTS - 1) / PARTS;
-    const float *x = a.x + (size_t)row * a.n;
+    const float *x = a.x + (size_t)row * (a.ld ? a.ld : a.n);
     const int end = min((int)(blockIdx.x + 1) * each, a.n);
     unsigned long long key = 0;
     for (int i = blockIdx.x * each + threadIdx.x; i < end; i += THREADS)

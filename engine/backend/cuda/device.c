@@ -76,6 +76,7 @@ static void cuda_close(tm_device *dev)
 {
     if (!dev)
         return;
+    tm_ranks_leave(dev);
     tm_cuda_gemm_destroy(dev->gemm);
     cudaFree(dev->ctx.scratch);
     cudaFree(dev->ctx.tickets);
@@ -93,6 +94,7 @@ static tm_status cuda_open(tm_device **out, const tm_device_opts *opts, tm_err *
     if (!d)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for the cuda device");
     d->index = opts->index;
+    d->opts = *opts;
     d->ctx.act = opts->dtype == TM_DTYPE_F32 ? TM_DTYPE_BF16 : opts->dtype;
     cudaError_t e = take_resources(d, &prop);
     tm_status st = TM_OK;
@@ -111,6 +113,15 @@ static tm_status cuda_open(tm_device **out, const tm_device_opts *opts, tm_err *
     return TM_OK;
 }
 
+/* The runtime keeps the current device for each thread, and the engine's thread is not the one that opened it: every
+ * way into a step comes by here. */
+static void bind_thread(const tm_device *dev)
+{
+    static _Thread_local int bound = -1;
+    if (bound != dev->index && cudaSetDevice(dev->index) == cudaSuccess)
+        bound = dev->index;
+}
+
 static tm_dtype cuda_act_dtype(tm_device *dev)
 {
     return dev->ctx.act;
@@ -119,6 +130,7 @@ static tm_dtype cuda_act_dtype(tm_device *dev)
 static tm_status cuda_mem_free(tm_device *dev, size_t *bytes, tm_err *err)
 {
     size_t left, total;
+    bind_thread(dev);
     cudaError_t e = cudaMemGetInfo(&left, &total);
     if (e != cudaSuccess)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "CUDA device %d: memory: %s", dev->index,
@@ -131,6 +143,7 @@ static tm_status cuda_mem_free(tm_device *dev, size_t *bytes, tm_err *err)
 static tm_status cuda_alloc(tm_device *dev, size_t bytes, void **out, tm_err *err)
 {
     void *p = NULL;
+    bind_thread(dev);
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
     if (e == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError(); /* not sticky: the device goes on */
@@ -152,11 +165,15 @@ static void cuda_free(tm_device *dev, void *p)
 /* Pageable host memory may be reused on return; pinned memory only after sync. */
 static tm_status cuda_upload(tm_device *dev, void *dst, const void *host, size_t bytes)
 {
+    bind_thread(dev);
     return TM_CUDA(dev, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, dev->ctx.stream));
 }
 
 static tm_status cuda_sync(tm_device *dev)
 {
+    bind_thread(dev);
+    if (dev->ranks)
+        return tm_ranks_wait(dev);
     return TM_CUDA(dev, cudaStreamSynchronize(dev->ctx.stream));
 }
 
@@ -165,9 +182,12 @@ static tm_status cuda_download_async(tm_device *dev, void *host, const void *src
     return TM_CUDA(dev, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, dev->ctx.stream));
 }
 
-/* The data is there on return. */
+/* The data is there on return. A copy to pageable memory waits inside the driver, where no peer is watched: so the
+ * stream is waited for first. */
 static tm_status cuda_download(tm_device *dev, void *host, const void *src, size_t bytes)
 {
+    if (dev->ranks)
+        TM_TRY(tm_ranks_wait(dev));
     TM_TRY(cuda_download_async(dev, host, src, bytes));
     return cuda_sync(dev);
 }
@@ -192,6 +212,7 @@ static void cuda_free_host(tm_device *dev, void *p)
 
 static tm_status cuda_graph_begin(tm_device *dev)
 {
+    bind_thread(dev);
     return TM_CUDA(dev, cudaStreamBeginCapture(dev->ctx.stream, cudaStreamCaptureModeThreadLocal));
 }
 
@@ -216,6 +237,7 @@ static tm_status cuda_graph_end(tm_device *dev, tm_graph **out)
 
 static tm_status cuda_graph_launch(tm_device *dev, tm_graph *graph)
 {
+    bind_thread(dev);
     return TM_CUDA(dev, cudaGraphLaunch(graph->exec, dev->ctx.stream));
 }
 
@@ -283,6 +305,7 @@ static const tm_device_ops g_device_ops = {
     .graph_launch = cuda_graph_launch,
     .graph_free = cuda_graph_free,
     .read_rate = cuda_read_rate,
+    .join = tm_ranks_join,
 };
 
 const tm_backend tm_backend_cuda = {

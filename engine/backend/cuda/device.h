@@ -4,11 +4,14 @@
 
 #include "engine/backend/cuda/gemm.h"
 #include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/ranks.h"
 
 struct tm_device {
     int index;
     tm_cuda_ctx ctx;
     tm_cuda_gemm *gemm;
+    tm_ranks *ranks; /* NULL: this device is alone */
+    tm_device_opts opts;
     bool poisoned;
     char text[160];
 };

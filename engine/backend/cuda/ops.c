@@ -152,4 +152,8 @@ const tm_op_table tm_cuda_ops = {
     .norm_linear = op_norm_linear,
     .norm_linear_gated = op_norm_linear_gated,
     .rope_attention_decode = op_rope_attention_decode,
+    .sum = tm_cuda_op_sum,
+    .sum_norm = tm_cuda_op_sum_norm,
+    .gather_cols = tm_cuda_op_gather_cols,
+    .argmax_ranks = tm_cuda_op_argmax_ranks,
 };
