@@ -178,6 +178,7 @@ tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch)
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
     tm_batch b;
+    TM_TRY(tm_extras_begin_step(m, batch)); /* not part of the recording */
     size_t bytes = fill_decode(m, batch, &b);
     tm_decode_graph *g = find_graph(ws, &b);
     if (!g) {

@@ -189,20 +189,23 @@ void tm_extras_release(tm_model *m)
     free(m->ws.seq_freq_len);
 }
 
+/* On a device the frequencies lie at a fixed place, which recorded steps read; they are copied when they change. */
 tm_status tm_extras_begin_step(tm_model *m, const tm_batch *b)
 {
     size_t n = (size_t)m->arch.rope.dim / 2;
+    bool changed = false;
     float mscale;
-    m->seq_rope = b->rope_len && m->ws.seq_freq;
+    m->seq_rope = m->ws.seq_freq != NULL;
     for (int i = 0; m->seq_rope && i < b->n_seqs; i++) {
         /* Most sequences keep their place and their length from step to step. */
-        int32_t length = TM_MAX(b->rope_len[i], 1);
+        int32_t length = b->rope_len ? TM_MAX(b->rope_len[i], 1) : 1;
         if (m->ws.seq_freq_len[i] == length)
             continue;
         tm_rope_freqs_at(&m->arch.rope, length, m->ws.seq_freq_host + (size_t)i * n, &mscale);
         m->ws.seq_freq_len[i] = length;
+        changed = true;
     }
-    if (!m->seq_rope || m->host_memory)
+    if (!changed || m->host_memory)
         return TM_OK;
     return m->backend->dev->upload(m->dev, m->ws.seq_freq, m->ws.seq_freq_host,
                                    (size_t)b->n_seqs * n * sizeof(float));

@@ -36,6 +36,7 @@ struct decode_args {
     bool shaped; /* softcap or alibi */
     /* With inv_freq: q is rotated while it is loaded, and the part with the last key appends k and v. */
     const float *inv_freq;
+    int freq_stride; /* from sequence to sequence; 0: all have the same */
     float mscale;
 };
 
@@ -180,7 +181,7 @@ template <int D> __device__ void fill_angles(const decode_args &a, const part &p
 {
     for (int i = threadIdx.x; i < D / 2; i += THREADS) {
         float s, c;
-        sincosf((float)(p.len - 1) * a.inv_freq[i], &s, &c);
+        sincosf((float)(p.len - 1) * a.inv_freq[p.seq * a.freq_stride + i], &s, &c);
         cs[i] = make_float2(c * a.mscale, s * a.mscale);
     }
     __syncthreads();
@@ -477,7 +478,13 @@ cudaError_t launch_dim(const decode_args &a, int head_dim, int seqs, const tm_cu
 extern "C" bool tm_cuda_rope_decode_fits(const tm_rope_append_args *r)
 {
     return r->rotary_dim == r->head_dim && r->head_dim % 64 == 0 && !r->interleaved &&
-           r->n_heads / r->n_kv_heads <= HEADS;
+           r->logn_len == 0 && r->kv->k != r->kv->v && r->n_heads / r->n_kv_heads <= HEADS;
+}
+
+extern "C" bool tm_cuda_attention_decode_fits(int head_dim, int block_tokens)
+{
+    return (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256) &&
+           block_tokens >= TILE && (block_tokens & (block_tokens - 1)) == 0;
 }
 
 extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a,
@@ -487,8 +494,7 @@ extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *
     const tm_batch *b = a->batch;
     if (b->n_decode == 0)
         return cudaSuccess;
-    if (a->kv->dtype != c->act || a->kv->block_tokens < TILE ||
-        (a->kv->block_tokens & (a->kv->block_tokens - 1)) != 0)
+    if (a->kv->dtype != c->act || !tm_cuda_attention_decode_fits(a->head_dim, a->kv->block_tokens))
         return cudaErrorInvalidValue;
     decode_args d = {};
     d.out = a->out;
@@ -508,7 +514,10 @@ extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *
     d.group = a->n_heads / a->n_kv_heads;
     d.head_groups = (d.group + HEADS - 1) / HEADS;
     d.window = a->window;
-    d.inv_freq = r ? r->inv_freq : NULL;
+    if (r) {
+        d.inv_freq = r->seq_inv_freq ? r->seq_inv_freq : r->inv_freq;
+        d.freq_stride = r->seq_inv_freq ? r->rotary_dim / 2 : 0;
+    }
     d.mscale = r ? r->mscale : 1.0f;
     d.scale = a->scale;
     d.softcap = a->softcap;

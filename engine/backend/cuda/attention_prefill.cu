@@ -351,6 +351,11 @@ cudaError_t launch_dim(const prefill_args &a, int head_dim, int tokens, const tm
 
 } /* namespace */
 
+extern "C" bool tm_cuda_attention_prefill_fits(int head_dim)
+{
+    return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+}
+
 extern "C" cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args *a,
                                                         const tm_cuda_ctx *c)
 {

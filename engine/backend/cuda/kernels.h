@@ -13,6 +13,7 @@ extern "C" {
 
 #define TM_CUDA_SCRATCH_BYTES ((size_t)64 << 20)
 #define TM_CUDA_TICKETS       (1 << 16)
+#define TM_CUDA_HEAD_DIM_MAX  576
 
 /* What every launch needs of the device. */
 typedef struct tm_cuda_ctx {
@@ -33,8 +34,20 @@ cudaError_t tm_cuda_rope_append_launch(const tm_rope_append_args *a, const tm_cu
 /* r, or NULL: rotates q and appends k and v first, in the same kernel, where tm_cuda_rope_decode_fits. */
 cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *a,
                                             const tm_rope_append_args *r, const tm_cuda_ctx *c);
+bool tm_cuda_attention_decode_fits(int head_dim, int block_tokens);
 bool tm_cuda_rope_decode_fits(const tm_rope_append_args *r);
 cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
+bool tm_cuda_attention_prefill_fits(int head_dim);
+/* Every block size and head sizes that are multiples of 8 up to TM_CUDA_HEAD_DIM_MAX; of the prompts' sequences, or
+ * of the decodes. */
+cudaError_t tm_cuda_attention_any_launch(const tm_attention_args *a, bool decode,
+                                         const tm_cuda_ctx *c);
+cudaError_t tm_cuda_head_norm_launch(const tm_head_norm_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_bound_launch(const tm_bound_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_copy_launch(const tm_copy_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_moe_route_launch(const tm_moe_route_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_moe_experts_launch(const tm_moe_experts_args *a, const tm_cuda_ctx *c);
+size_t tm_cuda_moe_work_bytes(const tm_moe_experts_args *a);
 cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_cuda_ctx *c);
 
 /* True when the kernel of few tokens takes the shape: at most 8 tokens, K a multiple of 64. */

@@ -1,31 +1,12 @@
 /* Linear layers of any shape and weight dtype, one warp per output: for weights whose K no fast kernel takes
  * (not a multiple of 32). Correct, not fast. And the bias in every row, which cuBLASLt then adds to. */
+#include "engine/backend/cuda/any.cuh"
 #include "engine/backend/cuda/launch.cuh"
-#include "engine/backend/cuda/vec.cuh"
 
 namespace
 {
 
 constexpr int THREADS = 256;
-
-__device__ float load_number(const void *p, size_t i, tm_dtype t)
-{
-    if (t == TM_DTYPE_F32)
-        return static_cast<const float *>(p)[i];
-    if (t == TM_DTYPE_F16)
-        return to_f32(static_cast<const __half *>(p)[i]);
-    return to_f32(static_cast<const __nv_bfloat16 *>(p)[i]);
-}
-
-__device__ void store_number(void *p, size_t i, tm_dtype t, float v)
-{
-    if (t == TM_DTYPE_F32)
-        static_cast<float *>(p)[i] = v;
-    else if (t == TM_DTYPE_F16)
-        static_cast<__half *>(p)[i] = from_f32<__half>(v);
-    else
-        static_cast<__nv_bfloat16 *>(p)[i] = from_f32<__nv_bfloat16>(v);
-}
 
 __global__ void __launch_bounds__(THREADS)
     linear_kernel(tm_linear_args a, tm_weight w, tm_dtype in, tm_dtype out)

@@ -30,21 +30,51 @@ static tm_status op_rope_append(tm_device *dev, const tm_rope_append_args *a)
 
 static tm_status op_attention_prefill(tm_device *dev, const tm_attention_args *a)
 {
-    return TM_CUDA(dev, tm_cuda_attention_prefill_launch(a, &dev->ctx));
+    if (tm_cuda_attention_prefill_fits(a->head_dim))
+        return TM_CUDA(dev, tm_cuda_attention_prefill_launch(a, &dev->ctx));
+    return TM_CUDA(dev, tm_cuda_attention_any_launch(a, false, &dev->ctx));
 }
 
 static tm_status op_attention_decode(tm_device *dev, const tm_attention_args *a)
 {
-    return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, NULL, &dev->ctx));
+    if (tm_cuda_attention_decode_fits(a->head_dim, a->kv->block_tokens))
+        return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, NULL, &dev->ctx));
+    return TM_CUDA(dev, tm_cuda_attention_any_launch(a, true, &dev->ctx));
 }
 
 static tm_status op_rope_attention_decode(tm_device *dev, const tm_rope_append_args *r,
                                           const tm_attention_args *a)
 {
-    if (tm_cuda_rope_decode_fits(r))
+    if (tm_cuda_rope_decode_fits(r) &&
+        tm_cuda_attention_decode_fits(a->head_dim, a->kv->block_tokens))
         return TM_CUDA(dev, tm_cuda_attention_decode_launch(a, r, &dev->ctx));
     TM_TRY(op_rope_append(dev, r));
     return op_attention_decode(dev, a);
+}
+
+static tm_status op_head_norm(tm_device *dev, const tm_head_norm_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_head_norm_launch(a, &dev->ctx));
+}
+
+static tm_status op_bound(tm_device *dev, const tm_bound_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_bound_launch(a, &dev->ctx));
+}
+
+static tm_status op_copy(tm_device *dev, const tm_copy_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_copy_launch(a, &dev->ctx));
+}
+
+static tm_status op_moe_route(tm_device *dev, const tm_moe_route_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_moe_route_launch(a, &dev->ctx));
+}
+
+static tm_status op_moe_experts(tm_device *dev, const tm_moe_experts_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_moe_experts_launch(a, &dev->ctx));
 }
 
 static tm_status op_argmax(tm_device *dev, const tm_argmax_args *a)
@@ -65,13 +95,20 @@ static tm_status gemm(tm_device *dev, const tm_linear_args *a)
     return dev->poisoned ? TM_STATUS_INTERNAL : TM_OK;
 }
 
+/* Columns in the middle of a row may begin anywhere; the fast kernels read and write 16 bytes at once. */
+static bool aligned(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+
 static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
 {
     if (a->n_tokens == 0)
         return TM_OK;
-    if (tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx))
+    bool fast = aligned(a->x) && aligned(a->w->data);
+    if (fast && tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx))
         return TM_CUDA(dev, tm_cuda_skinny_launch(a, NULL, &dev->ctx));
-    if (tm_cuda_gemm_fits(a, &dev->ctx))
+    if (fast && aligned(a->out) && tm_cuda_gemm_fits(a, &dev->ctx))
         return gemm(dev, a);
     return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
 }
@@ -131,11 +168,12 @@ static void op_linear_release(tm_device *dev, tm_weight *w)
 
 static bool op_attention_fits(int head_dim, int block_tokens)
 {
-    return (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256) &&
-           block_tokens >= 16 && (block_tokens & (block_tokens - 1)) == 0;
+    return head_dim >= 8 && head_dim % 8 == 0 && head_dim <= TM_CUDA_HEAD_DIM_MAX &&
+           block_tokens >= 1;
 }
 
 const tm_op_table tm_cuda_ops = {
+    .features = TM_FEATURE_SEQ_ROPE | TM_FEATURE_LOGN | TM_FEATURE_LATENT_KV,
     .linear_prepare = op_linear_prepare,
     .linear_release = op_linear_release,
     .embed = op_embed,
@@ -146,6 +184,12 @@ const tm_op_table tm_cuda_ops = {
     .attention_decode = op_attention_decode,
     .act = op_act,
     .gather_rows = op_gather_rows,
+    .head_norm = op_head_norm,
+    .bound = op_bound,
+    .copy = op_copy,
+    .moe_route = op_moe_route,
+    .moe_experts = op_moe_experts,
+    .moe_work_bytes = tm_cuda_moe_work_bytes,
     .attention_fits = op_attention_fits,
     .linear_gated = op_linear_gated,
     .argmax = op_argmax,

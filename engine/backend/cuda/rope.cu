@@ -1,7 +1,7 @@
 /* Rotary positions on q and k in place, then k and v into the paged cache.
  *
  * One block per token and group of heads. The block's angles are computed once into shared memory (at most
- * 256 of them, f32, with the full-range sine: angles reach the context length). Then each warp takes heads in
+ * 512 of them, f32, with the full-range sine: angles reach the context length). Then each warp takes heads in
  * turn. Rows of padding sequences (kv_len 0) are left alone.
  *
  * Bytes moved: T * (H + 2K) * d * 2 read, the same written, K * d * 4 of it to the cache. */
@@ -13,7 +13,7 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int HEADS_PER_BLOCK = 8;
-constexpr int PAIRS_MAX = 256; /* head_dim 512 */
+constexpr int PAIRS_MAX = 512; /* of 1024 rotated dims */
 
 /* The last sequence that begins at or before row t. */
 __device__ int find_seq(const int32_t *begin, int n, int t)
@@ -42,6 +42,13 @@ __device__ void rotate(T *head, const tm_rope_append_args &a, const float2 *cs, 
     }
 }
 
+/* Queries beyond the trained length grow with ln(position). */
+template <typename T> __device__ void scale_head(T *head, int d, float scale, int lane)
+{
+    for (int i = lane; i < d; i += 32)
+        head[i] = from_f32<T>(to_f32(head[i]) * scale);
+}
+
 /* `head` counts query heads, key heads, value heads. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
@@ -54,9 +61,11 @@ __global__ void __launch_bounds__(THREADS)
     if (b.kv_len[seq] == 0)
         return;
     const int pos = b.positions[t], d = a.head_dim;
+    const float *freq =
+        a.seq_inv_freq ? a.seq_inv_freq + (size_t)seq * (a.rotary_dim / 2) : a.inv_freq;
     for (int i = threadIdx.x; i < a.rotary_dim / 2; i += THREADS) {
         float s, c;
-        sincosf((float)pos * a.inv_freq[i], &s, &c);
+        sincosf((float)pos * freq[i], &s, &c);
         cs[i] = make_float2(c * a.mscale, s * a.mscale);
     }
     __syncthreads();
@@ -69,10 +78,15 @@ __global__ void __launch_bounds__(THREADS)
         T *head = row + (size_t)h * d;
         if (h < a.n_heads + a.n_kv_heads)
             rotate(head, a, cs, lane);
-        if (h < a.n_heads)
-            continue;
         __syncwarp();
+        if (h < a.n_heads) {
+            if (a.logn_len > 0 && pos >= a.logn_len)
+                scale_head(head, d, logf((float)pos + 1.0f) / logf((float)a.logn_len), lane);
+            continue;
+        }
         const bool value = h >= a.n_heads + a.n_kv_heads;
+        if (value && kv.v == kv.k)
+            continue;
         const int k = h - a.n_heads - (value ? a.n_kv_heads : 0);
         T *cache = static_cast<T *>(value ? kv.v : kv.k) +
                    ((block * a.n_kv_heads + k) * kv.block_tokens + pos % kv.block_tokens) * d;

@@ -23,6 +23,10 @@ template <> __device__ inline __nv_bfloat16 from_f32<__nv_bfloat16>(float v)
 {
     return __float2bfloat16_rn(v);
 }
+template <> __device__ inline float from_f32<float>(float v)
+{
+    return v;
+}
 template <> __device__ inline __half from_f32<__half>(float v)
 {
     return __float2half_rn(v);

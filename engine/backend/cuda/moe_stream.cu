@@ -1,0 +1,139 @@
+/* Products of experts with few tokens each: every chosen expert's weights are read once, at the speed of memory.
+ *
+ * A block has one item (up to 8 pairs of one expert) and 16 rows of the expert's weight (gate_up: 8 gate rows and
+ * the 8 up rows that belong to them) on the M side of the tensor core; the pairs are its N side. The 4 warps
+ * split K between them 64 columns at a time in turn. A lane owns 8 neighbouring k of two rows and of one pair,
+ * so everything goes straight from memory to registers, DEPTH steps under way; blocks are many and small, so
+ * that they fill the device whatever was chosen. K is any multiple of 8.
+ *
+ * Bytes moved: (chosen experts) * rows * K * 2 from memory, and for every 16 rows of W the item's rows of x from L2. */
+#include "engine/backend/cuda/act.cuh"
+#include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/moe.cuh"
+
+namespace
+{
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr int STEP = 64; /* k of one step of a warp */
+constexpr int DEPTH = 3;
+
+/* One step under way: rows g and g + 8 of the tile and pair g, two halves of 32 k each. */
+struct step_regs {
+    uint4 lo[2], hi[2];
+    uint32_t x[2][4];
+};
+
+/* Where a lane reads; zeros instead of rows that are not there. */
+template <typename T> struct lane_rows {
+    const T *lo, *hi, *x;
+    bool has_lo, has_hi, has_x;
+};
+
+template <typename T, bool GATED>
+__device__ lane_rows<T> find_rows(const moe_product &a, const moe_item &item)
+{
+    const int g = threadIdx.x % 32 / 4, parts = GATED ? 2 : 1;
+    const int lo = blockIdx.x * (GATED ? 8 : 16) + g, hi = GATED ? a.n + lo : lo + 8;
+    const T *w = static_cast<const T *>(a.w) + (size_t)item.expert * parts * a.n * a.k;
+    const int i = item.first + (g < item.rows ? g : 0);
+    lane_rows<T> r;
+    r.has_lo = lo < a.n;
+    r.has_hi = r.has_lo && hi < parts * a.n;
+    r.has_x = g < item.rows;
+    r.lo = w + (size_t)(r.has_lo ? lo : 0) * a.k;
+    r.hi = w + (size_t)(r.has_hi ? hi : 0) * a.k;
+    r.x = static_cast<const T *>(a.x) + (size_t)(GATED ? a.order[i] / a.top_k : i) * a.k;
+    return r;
+}
+
+template <typename T>
+__device__ __forceinline__ void load_step(step_regs &s, const lane_rows<T> &r, int step, int k)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int at = step * STEP + h * 32 + threadIdx.x % 4 * 8;
+        s.lo[h] = s.hi[h] = make_uint4(0, 0, 0, 0);
+        load_weights(s.lo[h], r.lo + at, r.has_lo && at < k);
+        load_weights(s.hi[h], r.hi + at, r.has_hi && at < k);
+        load_stream(s.x[h], r.x + at, r.has_x && at < k);
+    }
+}
+
+template <typename T> __device__ __forceinline__ void multiply(float (&acc)[4], const step_regs &s)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        mma<T>(acc, s.lo[h].x, s.hi[h].x, s.lo[h].y, s.hi[h].y, s.x[h][0], s.x[h][1]);
+        mma<T>(acc, s.lo[h].z, s.hi[h].z, s.lo[h].w, s.hi[h].w, s.x[h][2], s.x[h][3]);
+    }
+}
+
+/* Element e of the tile's sums, [lane][4], over the warps. */
+__device__ __forceinline__ float sum_warps(const float (&red)[WARPS][128], int e)
+{
+    float v = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+        v += red[w][e];
+    return v;
+}
+
+template <typename T, bool GATED>
+__device__ void store_tile(const moe_product &a, const moe_item &item,
+                           const float (&red)[WARPS][128])
+{
+    /* Gated, element e + 2 is what gate e multiplies. */
+    const int e = GATED ? threadIdx.x / 2 * 4 + threadIdx.x % 2 : threadIdx.x, lane = e / 4;
+    const int row = blockIdx.x * (GATED ? 8 : 16) + lane / 4 + (e & 2) * 4;
+    const int col = lane % 4 * 2 + (e & 1);
+    if (e >= 128 || row >= a.n || col >= item.rows)
+        return;
+    float v = sum_warps(red, e);
+    if (GATED)
+        v = activate(v, a.act) * sum_warps(red, e + 2);
+    const int i = item.first + col;
+    static_cast<T *>(a.out)[(size_t)(GATED ? i : a.order[i]) * a.n + row] = from_f32<T>(v);
+}
+
+template <typename T, bool GATED>
+__global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
+{
+    __shared__ float red[WARPS][128];
+    start_next();
+    wait_previous();
+    if ((int)blockIdx.y >= *a.n_items)
+        return;
+    const moe_item item = a.items[blockIdx.y];
+    const lane_rows<T> r = find_rows<T, GATED>(a, item);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = (a.k + STEP - 1) / STEP;
+    step_regs s[DEPTH];
+    float acc[4] = {};
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++)
+        load_step<T>(s[d], r, warp + d * WARPS, a.k);
+    for (int at = warp; at < steps; at += DEPTH * WARPS) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            multiply<T>(acc, s[d]); /* zeros behind the end */
+            load_step<T>(s[d], r, at + (d + DEPTH) * WARPS, a.k);
+        }
+    }
+    *reinterpret_cast<float4 *>(&red[warp][lane * 4]) = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    __syncthreads();
+    store_tile<T, GATED>(a, item, red);
+}
+
+} /* namespace */
+
+cudaError_t moe_stream_launch(const moe_product &p, bool gated, const tm_cuda_ctx *c)
+{
+    const int rows = gated ? 8 : 16;
+    const dim3 grid((unsigned)((p.n + rows - 1) / rows), (unsigned)p.max_items);
+    if (c->act == TM_DTYPE_BF16)
+        return launch_kernel(
+            c, gated ? stream_kernel<__nv_bfloat16, true> : stream_kernel<__nv_bfloat16, false>,
+            grid, THREADS, 0, p);
+    return launch_kernel(c, gated ? stream_kernel<__half, true> : stream_kernel<__half, false>,
+                         grid, THREADS, 0, p);
+}
