@@ -5,7 +5,7 @@ tm_test(op_convert_test SOURCES op_convert_test.c LIBS tm_backend m)
 tm_test(op_device_test SOURCES op_device_test.c op_test.c LIBS tm_backend m)
 
 if(TM_HAVE_CUDA)
-  foreach(part op_cuda_test op_cuda_linear_test op_cuda_attention_test)
+  foreach(part op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test)
     tm_test(${part} SOURCES ${part}.c op_cuda.c op_test.c LIBS tm_backend m)
   endforeach()
 endif()

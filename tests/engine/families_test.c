@@ -1,6 +1,6 @@
 /* Every family's tiny checkpoint against its golden logits and greedy ids: float32 on the reference operators and
- * bfloat16 on the fast ones, whole prompts and random mixtures of chunks and decodes, one rank and two. Prints a
- * table. The checkpoints are those of TM_SHARED/testdata/families that have no pictures; TM_FAMILY names one alone.
+ * bfloat16 on the fast ones, whole prompts and random mixtures of chunks and decodes, one rank and two; and bfloat16
+ * on a GPU where there is one (TM_FAMILIES_CUDA=only: nothing else). Prints a table. The checkpoints are those of TM_SHARED/testdata/families that have no pictures; TM_FAMILY names one alone.
  *
  * Run as `families_test rank SEED OUT` under mpirun it is one rank of the second half. */
 #include <dirent.h>
@@ -207,8 +207,13 @@ static void feed_greedy(run *r, golden *g, bool exact, bool judge, float *logits
     }
 }
 
-static bool evaluate(tm_comm *comm, const char *dir, const char *dtype, const char *isa, int block,
-                     result *out)
+typedef struct mode {
+    const char *title, *backend, *dtype, *isa; /* isa of one rank */
+    double gate;
+    int block; /* tokens of a KV block */
+} mode;
+
+static bool evaluate(tm_comm *comm, const char *dir, const mode *how, const char *isa, result *out)
 {
     golden g;
     run r;
@@ -218,7 +223,8 @@ static bool evaluate(tm_comm *comm, const char *dir, const char *dtype, const ch
         golden_free(&g);
         return false;
     }
-    if (run_open_with(&r, comm, dir, dtype, isa, SESSION_LEN, block, &err) != TM_OK) {
+    if (run_open_at(&r, comm, how->backend, dir, how->dtype, isa, SESSION_LEN, how->block, &err) !=
+        TM_OK) {
         snprintf(out->refused, sizeof(out->refused), "%.255s", err.msg);
         golden_free(&g);
         return true;
@@ -233,7 +239,7 @@ static bool evaluate(tm_comm *comm, const char *dir, const char *dtype, const ch
         feed_mixed(&r, &g, all, step);
         out->mixed = worst_nmse(&g, all);
         golden_reset(&g, &r);
-        feed_greedy(&r, &g, strcmp(dtype, "float32") == 0, judge, step, out);
+        feed_greedy(&r, &g, strcmp(how->dtype, "float32") == 0, judge, step, out);
     }
     free(all);
     free(step);
@@ -283,14 +289,33 @@ static void list_families(void)
     qsort(g_names, (size_t)g_name_count, sizeof(g_names[0]), by_name);
 }
 
-static const struct {
-    const char *dtype, *isa; /* isa of one rank */
-    double gate;
-    int block; /* tokens of a KV block */
-} modes[] = {{"float32", "ref", 1e-6, 16}, {"bfloat16", "auto", 1e-3, 5}};
+static const mode modes[] = {{"float32", "cpu", "float32", "ref", 1e-6, 16},
+                             {"bfloat16", "cpu", "bfloat16", "auto", 1e-3, 5},
+                             {"bfloat16, CUDA", "cuda", "bfloat16", NULL, 1e-3, 16}};
+
+enum { CPU_MODES = 2, MODES = (int)TM_ARRAY_LEN(modes) };
+static int g_first_mode, g_end_mode; /* what runs here */
+
+/* Leaves the GPU out, with the reason, where there is none. */
+static void choose_modes(void)
+{
+    const char *only = getenv("TM_FAMILIES_CUDA");
+    const tm_backend *b = tm_backend_find("cuda");
+    const tm_device_opts none = {0};
+    tm_device *dev = NULL;
+    tm_err err = TM_ERR_INIT;
+    g_end_mode = MODES;
+    if (b && b->dev->open(&dev, &none, &err) == TM_OK) {
+        b->dev->close(dev);
+        g_first_mode = only && strcmp(only, "only") == 0 ? CPU_MODES : 0;
+        return;
+    }
+    printf("CUDA: skipped: %s\n", b ? err.msg : "not in this build");
+    g_end_mode = CPU_MODES;
+}
 
 /* Those of two ranks come from a job of its own, a line for each family and mode. */
-static result g_two[FAMILIES_MAX][TM_ARRAY_LEN(modes)];
+static result g_two[FAMILIES_MAX][CPU_MODES];
 static bool g_have_two;
 
 static void print_result(const result *r, double gate)
@@ -338,14 +363,14 @@ static int rank_main(const char *seed, const char *out_path)
     FILE *f = tm_comm_rank(comm) == 0 ? fopen(out_path, "w") : NULL;
     list_families();
     for (int i = 0; i < g_name_count; i++)
-        for (size_t k = 0; k < TM_ARRAY_LEN(modes); k++) {
+        for (int k = 0; k < CPU_MODES; k++) {
             char dir[1024];
             result r = {0};
             family_dir(dir, sizeof(dir), g_names[i]);
-            if (!evaluate(comm, dir, modes[k].dtype, "auto", modes[k].block, &r))
+            if (!evaluate(comm, dir, &modes[k], "auto", &r))
                 return 9;
             if (f)
-                fprintf(f, "%d %zu %g %g %d %d %s\n", i, k, r.whole, r.mixed, r.steps, r.wrong,
+                fprintf(f, "%d %d %g %g %d %d %s\n", i, k, r.whole, r.mixed, r.steps, r.wrong,
                         r.refused[0] ? r.refused : "-");
         }
     tm_comm_destroy(comm);
@@ -368,12 +393,12 @@ static void read_two(const char *path)
         if (strcmp(line + at, "-") != 0)
             snprintf(r.refused, sizeof(r.refused), "%.255s", line + at);
         assert_in_range(i, 0, g_name_count - 1);
-        assert_in_range(k, 0, TM_ARRAY_LEN(modes) - 1);
+        assert_in_range(k, 0, CPU_MODES - 1);
         g_two[i][k] = r;
         lines++;
     }
     fclose(f);
-    assert_int_equal(lines, g_name_count * (int)TM_ARRAY_LEN(modes));
+    assert_int_equal(lines, g_name_count * CPU_MODES);
     g_have_two = true;
 }
 
@@ -404,15 +429,15 @@ static int check_family(tm_comm *comm, int i)
     int failures = 0;
     assert_true(family_dir(dir, sizeof(dir), g_names[i]));
     printf("%-17s", g_names[i]);
-    for (size_t k = 0; k < TM_ARRAY_LEN(modes); k++) {
+    for (int k = g_first_mode; k < g_end_mode; k++) {
         result r;
-        assert_true(evaluate(comm, dir, modes[k].dtype, modes[k].isa, modes[k].block, &r));
+        assert_true(evaluate(comm, dir, &modes[k], modes[k].isa, &r));
         print_result(&r, modes[k].gate);
         failures += r.refused[0] ? 1 : failures_of(&r, modes[k].gate);
         if (r.refused[0])
             printf(" %s", r.refused);
     }
-    for (size_t k = 0; g_have_two && k < TM_ARRAY_LEN(modes); k++) {
+    for (int k = 0; g_have_two && k < CPU_MODES; k++) {
         const result *r = &g_two[i][k];
         print_result(r, modes[k].gate);
         failures += failures_of(r, modes[k].gate);
@@ -437,11 +462,15 @@ static void test_families(void **state)
         return;
     }
     assert_int_equal(tm_comm_create(&comm, 1, &co, &err), TM_OK);
+    choose_modes();
 #ifdef TM_MPIRUN
-    run_two();
+    if (g_first_mode == 0)
+        run_two();
 #endif
-    printf("%-17s | %-28s | %-28s | %-28s | %-28s\n", "worst NMSE", "float32 whole, mixed, greedy",
-           "bfloat16", "float32, 2 ranks", "bfloat16, 2 ranks");
+    printf("%-17s", "whole mixed greedy");
+    for (int k = g_first_mode; k < g_end_mode; k++)
+        printf(" | %-28s", modes[k].title);
+    printf("%s\n", g_have_two ? " | float32, 2 ranks             | bfloat16, 2 ranks" : "");
     for (int i = 0; i < g_name_count; i++)
         failures += check_family(comm, i);
     tm_comm_destroy(comm);

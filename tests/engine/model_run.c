@@ -21,11 +21,18 @@ static void must(tm_status st, const tm_err *err)
 tm_status run_open_with(run *r, tm_comm *comm, const char *dir, const char *dtype, const char *isa,
                         int session_len, int block_tokens, tm_err *err)
 {
+    return run_open_at(r, comm, "cpu", dir, dtype, isa, session_len, block_tokens, err);
+}
+
+tm_status run_open_at(run *r, tm_comm *comm, const char *backend, const char *dir,
+                      const char *dtype, const char *isa, int session_len, int block_tokens,
+                      tm_err *err)
+{
     *r = (run){.comm = comm, .block_tokens = block_tokens, .total_blocks = TOTAL_BLOCKS};
     tm_model_opts o = {
         .dir = dir,
         .dtype = dtype,
-        .backend = "cpu",
+        .backend = backend,
         .device = {.threads = tm_comm_size(comm) > 1 ? 1 : 2, .isa = isa ? isa : getenv("TM_ISA")},
         .block_tokens = block_tokens,
         .max_step_tokens = STEP_TOKENS,

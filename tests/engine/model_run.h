@@ -40,6 +40,10 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
 /* The same on a communicator that exists; isa NULL: what TM_ISA says; session_len 0: the model's. */
 tm_status run_open_with(run *r, tm_comm *comm, const char *dir, const char *dtype, const char *isa,
                         int session_len, int block_tokens, tm_err *err);
+/* The same on any backend. */
+tm_status run_open_at(run *r, tm_comm *comm, const char *backend, const char *dir,
+                      const char *dtype, const char *isa, int session_len, int block_tokens,
+                      tm_err *err);
 void run_close(run *r);
 /* Items with n == 1 must come first. logits: sum of want rows, in order. */
 void run_step(run *r, const run_item *items, int n_items, float *logits);

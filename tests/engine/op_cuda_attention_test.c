@@ -12,15 +12,38 @@ typedef struct shape {
     int rotary;
     bool interleaved;
     float mscale;
+    bool latent; /* keys are their values */
 } shape;
 
 static const shape g_shapes[] = {
-    {8, 4, 64, 64, 0, 0, false, 64, false, 1},     {14, 2, 64, 64, 0, 0, false, 64, false, 1},
-    {32, 8, 128, 64, 0, 0, false, 128, false, 1},  {4, 4, 128, 16, 0, 0, false, 32, true, 1.2f},
-    {28, 4, 128, 64, 0, 0, false, 128, false, 1},  {6, 2, 96, 32, 100, 0, false, 96, false, 1},
-    {7, 1, 128, 64, 0, 30.0f, false, 64, true, 1}, {16, 1, 96, 256, 513, 0, true, 96, false, 1},
-    {3, 1, 256, 64, 0, 0, false, 128, false, 1},   {12, 1, 64, 128, 70, 5.0f, true, 0, false, 1},
-    {8, 8, 256, 16, 300, 0, false, 256, false, 1},
+    {8, 4, 64, 64, 0, 0, false, 64, false, 1, false},
+    {14, 2, 64, 64, 0, 0, false, 64, false, 1, false},
+    {32, 8, 128, 64, 0, 0, false, 128, false, 1, false},
+    {4, 4, 128, 16, 0, 0, false, 32, true, 1.2f, false},
+    {28, 4, 128, 64, 0, 0, false, 128, false, 1, false},
+    {6, 2, 96, 32, 100, 0, false, 96, false, 1, false},
+    {7, 1, 128, 64, 0, 30.0f, false, 64, true, 1, false},
+    {16, 1, 96, 256, 513, 0, true, 96, false, 1, false},
+    {3, 1, 256, 64, 0, 0, false, 128, false, 1, false},
+    {12, 1, 64, 128, 70, 5.0f, true, 0, false, 1, false},
+    {8, 8, 256, 16, 300, 0, false, 256, false, 1, false},
+};
+
+/* What the general kernel takes: other head sizes, blocks of any length, latent keys for many heads. */
+static const shape g_other_shapes[] = {
+    {4, 2, 80, 64, 0, 0, false, 80, false, 1, false},
+    {3, 3, 16, 64, 0, 0, false, 8, true, 1, false},
+    {2, 1, 32, 5, 20, 0, false, 32, false, 1, false},
+    {5, 1, 112, 24, 0, 20.0f, true, 0, false, 1, false},
+    {8, 1, 192, 64, 70, 0, false, 64, false, 1.1f, false},
+    {70, 1, 576, 64, 0, 0, false, 64, true, 1, true},
+    {4, 2, 64, 7, 33, 0, false, 64, false, 1, false},
+    {2, 2, 40, 1, 0, 0, false, 40, false, 1, false},
+    {3, 1, 576, 16, 0, 5.0f, false, 64, false, 1, false},
+    {1, 1, 8, 64, 0, 0, false, 8, false, 1, false},
+    {6, 3, 320, 32, 0, 0, true, 320, false, 1, false},
+    {12, 1, 96, 16, 0, 0, false, 32, true, 1, true},
+    {9, 1, 144, 64, 50, 0, false, 16, true, 1, true},
 };
 
 /* Sequences of a batch: new tokens and tokens that were in the cache before. Decodes come first. */
@@ -40,6 +63,13 @@ static const layout g_layouts[] = {
     {1, 0, {{5, 1100}}},
     {3, 3, {{1, 63}, {1, 64}, {1, 511}}},
     {6, 2, {{1, 3}, {1, 530}, {2, 0}, {133, 480}, {128, 0}, {1, 130}}},
+};
+
+static const layout g_other_layouts[] = {
+    {1, 1, {{1, 0}}},
+    {1, 1, {{1, 700}}},
+    {1, 0, {{37, 60}}},
+    {5, 2, {{1, 3}, {1, 230}, {2, 0}, {33, 90}, {1, 130}}},
 };
 
 typedef struct batch {
@@ -94,6 +124,10 @@ static batch make_batch(const shape *s, const layout *l)
                          .block_tokens = s->block_tokens,
                          .n_kv_heads = s->kv_heads,
                          .head_dim = s->d};
+    if (s->latent) {
+        free(x.kv.v);
+        x.kv.v = x.kv.k;
+    }
     for (int i = 0; i < 32; i++)
         x.slopes[i] = exp2f(-(float)(i + 1) / 4);
     for (int i = 0; i < 128; i++)
@@ -104,7 +138,9 @@ static batch make_batch(const shape *s, const layout *l)
 static void drop_batch(batch *x)
 {
     free(x->positions), free(x->seq_begin), free(x->kv_len), free(x->blocks), free(x->qkv);
-    free(x->kv.k), free(x->kv.v);
+    if (x->kv.v != x->kv.k)
+        free(x->kv.v);
+    free(x->kv.k);
 }
 
 /* The same batch on the GPU. */
@@ -123,7 +159,7 @@ static gpu_batch to_gpu(const shape *s, const batch *x)
     g.b.kv_len = gpu_put(x->kv_len, n * 4);
     g.b.blocks = gpu_put(x->blocks, n * (size_t)x->b.max_blocks * 4);
     g.kv.k = gpu_put(x->kv.k, x->cache * 2);
-    g.kv.v = gpu_put(x->kv.v, x->cache * 2);
+    g.kv.v = s->latent ? g.kv.k : gpu_put(x->kv.v, x->cache * 2);
     g.qkv = gpu_put(x->qkv, t * x->width * 2);
     g.out = gpu_take(t * (size_t)(s->heads * s->d) * 2);
     g.slopes = gpu_put(x->slopes, sizeof x->slopes);
@@ -138,7 +174,7 @@ static void drop_gpu(gpu_batch *g)
                    (void *)(uintptr_t)g->b.kv_len,
                    (void *)(uintptr_t)g->b.blocks,
                    g->kv.k,
-                   g->kv.v,
+                   g->kv.v == g->kv.k ? NULL : g->kv.v,
                    g->qkv,
                    g->out,
                    g->slopes,
@@ -233,6 +269,18 @@ static void attention_test(void **state)
                 attention_one(&g_shapes[i], &g_layouts[j]);
 }
 
+static void other_shapes_test(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < TM_ARRAY_LEN(g_other_shapes); i++) {
+        assert_true(gpu->ops->attention_fits(g_other_shapes[i].d, g_other_shapes[i].block_tokens));
+        for (size_t j = 0; j < TM_ARRAY_LEN(g_other_layouts); j++) {
+            rope_one(&g_other_shapes[i], &g_other_layouts[j]);
+            attention_one(&g_other_shapes[i], &g_other_layouts[j]);
+        }
+    }
+}
+
 /* Rope, append and attention of decodes as one operator against the three of the reference. */
 static void fused_one(const shape *s, const layout *l)
 {
@@ -291,12 +339,14 @@ static void fused_test(void **state)
         for (size_t j = 0; j < TM_ARRAY_LEN(g_layouts); j++)
             if (g_layouts[j].n_decode == g_layouts[j].n_seqs)
                 fused_one(&g_shapes[i], &g_layouts[j]);
+    for (size_t i = 0; i < TM_ARRAY_LEN(g_other_shapes); i++)
+        fused_one(&g_other_shapes[i], &g_other_layouts[1]);
 }
 
 static void long_decode_test(void **state)
 {
     (void)state;
-    const shape s = {4, 1, 128, 64, 0, 0, false, 128, false, 1};
+    const shape s = {4, 1, 128, 64, 0, 0, false, 128, false, 1, false};
     const layout l = {2, 2, {{1, 20000}, {1, 77}}};
     attention_one(&s, &l);
 }
@@ -336,7 +386,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rope_test),    cmocka_unit_test(attention_test),
         cmocka_unit_test(fused_test),   cmocka_unit_test(long_decode_test),
-        cmocka_unit_test(padding_test),
+        cmocka_unit_test(padding_test), cmocka_unit_test(other_shapes_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }
