@@ -390,19 +390,23 @@ static void strided_linear_test(void **state)
     (void)state;
     static const struct {
         int tokens, n, k, ldx, at_x, ldo, at_o;
-    } cases[] = {{1, 64, 64, 192, 64, 256, 32},
-                 {5, 96, 64, 300, 100, 512, 4},
-                 {3, 64, 32, 96, 3, 128, 0},
-                 {9, 33, 40, 41, 1, 64, 31},
-                 {4, 512, 128, 384, 192, 1152, 64}};
+        bool f32; /* the weight */
+    } cases[] = {
+        {1, 64, 64, 192, 64, 256, 32, false},     {5, 96, 64, 300, 100, 512, 4, false},
+        {3, 64, 32, 96, 3, 128, 0, false},        {9, 33, 40, 41, 1, 64, 31, false},
+        {4, 512, 128, 384, 192, 1152, 64, false}, {1, 60, 256, 256, 0, 60, 0, true},
+        {3, 9, 132, 140, 4, 12, 2, true},         {35, 128, 100, 100, 0, 128, 0, true},
+        {17, 1, 64, 64, 0, 1, 0, true},           {4, 5, 33, 35, 1, 6, 0, true},
+    };
     for (size_t c = 0; c < TM_ARRAY_LEN(cases); c++) {
         size_t nx = (size_t)(cases[c].tokens * cases[c].ldx + 8);
         size_t no = (size_t)(cases[c].tokens * cases[c].ldo + 8);
         size_t nw = (size_t)cases[c].n * (size_t)cases[c].k;
         uint16_t *x = op_random_array(nx, gpu_dtype, -1, 1),
                  *o = op_random_array(no, gpu_dtype, -1, 1);
-        tm_weight w = {.dtype = gpu_dtype, .n = cases[c].n, .k = cases[c].k};
-        w.data = op_random_array(nw, gpu_dtype, -1, 1);
+        tm_dtype t = cases[c].f32 ? TM_DTYPE_F32 : gpu_dtype;
+        tm_weight w = {.dtype = t, .n = cases[c].n, .k = cases[c].k};
+        w.data = op_random_array(nw, t, -1, 1);
         void *host = (void *)(uintptr_t)w.data;
         float *xf = gpu_widen(x, gpu_dtype, nx), *want = gpu_widen(o, gpu_dtype, no);
         float *got = malloc(no * sizeof *got);
@@ -413,7 +417,8 @@ static void strided_linear_test(void **state)
                             .ldx = cases[c].ldx,
                             .ldo = cases[c].ldo};
         assert_int_equal(cpu()->linear(gpu_ref, &a), TM_OK);
-        void *gx = gpu_put(x, nx * 2), *go = gpu_put(o, no * 2), *gw = gpu_put(host, nw * 2);
+        void *gx = gpu_put(x, nx * 2), *go = gpu_put(o, no * 2),
+             *gw = gpu_put(host, nw * tm_dtype_size(t));
         w.data = gw, a.x = (uint16_t *)gx + cases[c].at_x, a.out = (uint16_t *)go + cases[c].at_o;
         assert_int_equal(gpu->ops->linear(gpu_dev, &a), TM_OK);
         gpu_get(got, go, no);

@@ -61,6 +61,9 @@ cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_norm_args *n
 /* out[T,F] = act(x W_gate^T) * (x W_up^T); no bias. */
 cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a, const tm_norm_args *n,
                                         const tm_cuda_ctx *c);
+/* f32 weights, K a multiple of 4. */
+bool tm_cuda_linear_f32_fits(const tm_linear_args *a);
+cudaError_t tm_cuda_linear_f32_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
 /* Any shape, slowly: one warp per output. */
 cudaError_t tm_cuda_linear_any_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
 /* out[T,N] = bias in every row. */

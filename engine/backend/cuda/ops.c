@@ -110,6 +110,8 @@ static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
         return TM_CUDA(dev, tm_cuda_skinny_launch(a, NULL, &dev->ctx));
     if (fast && aligned(a->out) && tm_cuda_gemm_fits(a, &dev->ctx))
         return gemm(dev, a);
+    if (tm_cuda_linear_f32_fits(a))
+        return TM_CUDA(dev, tm_cuda_linear_f32_launch(a, &dev->ctx));
     return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
 }
 
