@@ -78,7 +78,7 @@ typedef struct batch {
     int32_t *positions, *seq_begin, *kv_len, *blocks;
     void *qkv; /* 16 bit */
     float slopes[32];
-    float inv_freq[128];
+    float inv_freq[256];
     size_t width, cache;
 } batch;
 
@@ -130,7 +130,7 @@ static batch make_batch(const shape *s, const layout *l)
     }
     for (int i = 0; i < 32; i++)
         x.slopes[i] = exp2f(-(float)(i + 1) / 4);
-    for (int i = 0; i < 128; i++)
+    for (int i = 0; i < 256; i++)
         x.inv_freq[i] = powf(10000.0f, -(float)i / 64.0f);
     return x;
 }

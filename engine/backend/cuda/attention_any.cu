@@ -213,14 +213,14 @@ __device__ void soften(any_smem &sm, lane_rows &r, const float (&s)[2][4], T *we
         const int row = warp % 4 * 16 + h * 8 + lane / 4;
         const float top = fmaxf(r.max[h], fmaxf(sm.max[0][row], sm.max[1][row]));
         const float safe = top == -INFINITY ? 0.0f : top;
-        const float corr = exp2f(r.max[h] - safe);
+        const float corr = power2(r.max[h] - safe);
         if (warp < 4 && lane % 4 == 0)
             sm.corr[row] = corr;
         r.max[h] = top;
         r.sum[h] *= corr;
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float u = exp2f(s[n][2 * h] - safe), v = exp2f(s[n][2 * h + 1] - safe);
+            const float u = power2(s[n][2 * h] - safe), v = power2(s[n][2 * h + 1] - safe);
             r.sum[h] += u + v;
             *reinterpret_cast<uint32_t *>(weights + row * P_LD + warp / 4 * 16 + n * 8 +
                                           lane % 4 * 2) = pack2<T>(u, v);
@@ -350,7 +350,7 @@ __device__ void add_parts(const any_args &a, const tile &t, any_smem &sm, const 
         for (int p = 0; p < t.parts; p++)
             top = fmaxf(top, __ldcg(parts + p * size + stats + r));
         if ((int)threadIdx.x < t.parts)
-            sm.factor[threadIdx.x] = exp2f(__ldcg(parts + threadIdx.x * size + stats + r) - top);
+            sm.factor[threadIdx.x] = power2(__ldcg(parts + threadIdx.x * size + stats + r) - top);
         __syncthreads();
         for (int p = 0; p < t.parts; p++)
             sum += sm.factor[p] * __ldcg(parts + p * size + stats + ROWS + r);
@@ -416,8 +416,8 @@ __device__ void attend(const any_args &a, const tile &t, any_smem &sm, T *q, lan
 
 template <typename T, int RUNS> __global__ void __launch_bounds__(THREADS, 1) any_kernel(any_args a)
 {
-    extern __shared__ uint4 smem[];
-    __shared__ any_smem sm;
+    DYNAMIC_SHARED(uint4, smem);
+    SHARED(any_smem, sm);
     start_next();
     wait_previous();
     tile t;

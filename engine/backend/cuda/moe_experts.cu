@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(MOE_EXPERTS_MAX)
     sort_kernel(const int32_t *ids, int pairs, int experts, int item_rows, int32_t *order,
                 moe_item *items, int *n_items)
 {
-    __shared__ int count[MOE_EXPERTS_MAX], sums[32];
+    SHARED(int[MOE_EXPERTS_MAX], count);
+    SHARED(int[32], sums);
     start_next();
     wait_previous();
     const int e = threadIdx.x;

@@ -99,7 +99,7 @@ __device__ void store_tile(const moe_product &a, const moe_item &item,
 template <typename T, bool GATED>
 __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
 {
-    __shared__ float red[WARPS][128];
+    SHARED(float[WARPS][128], red);
     start_next();
     wait_previous();
     if ((int)blockIdx.y >= *a.n_items)

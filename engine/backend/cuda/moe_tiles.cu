@@ -126,7 +126,7 @@ __device__ void store_tile(const moe_product &a, const moe_item &item, int col_t
 template <typename T, int ROWS, bool GATED>
 __global__ void __launch_bounds__(geometry<ROWS>::THREADS) tiles_kernel(moe_product a)
 {
-    extern __shared__ uint4 smem[];
+    DYNAMIC_SHARED(uint4, smem);
     T *stages = reinterpret_cast<T *>(smem);
     start_next();
     wait_previous();
