@@ -12,8 +12,8 @@ endif()
 
 # The same on the CPU, by the emulator: with every build.
 if(TARGET tm_cuda_emu)
-  foreach(part op_cuda op_cuda_linear op_cuda_attention)
-    tm_test(${part}_emu_test SOURCES ${part}_test.c op_cuda.c op_test.c LIBS tm_cuda_emu tm_backend m)
+  foreach(part op_cuda op_cuda_linear op_cuda_attention op_cuda_families)
+    tm_test(${part}_emu_test SOURCES ${part}_test.c op_cuda.c op_test.c LIBS tm_cuda_emu tm_backend m TIMEOUT 600)
   endforeach()
 endif()
 

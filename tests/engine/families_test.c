@@ -296,6 +296,12 @@ static const mode modes[] = {{"float32", "cpu", "float32", "ref", 1e-6, 16},
 enum { CPU_MODES = 2, MODES = (int)TM_ARRAY_LEN(modes) };
 static int g_first_mode, g_end_mode; /* what runs here */
 
+#ifdef TM_FAMILIES_CUDA_ONLY
+static const bool g_cuda_only = true;
+#else
+static const bool g_cuda_only = false;
+#endif
+
 /* Leaves the GPU out, with the reason, where there is none. */
 static void choose_modes(void)
 {
@@ -307,7 +313,7 @@ static void choose_modes(void)
     g_end_mode = MODES;
     if (b && b->dev->open(&dev, &none, &err) == TM_OK) {
         b->dev->close(dev);
-        g_first_mode = only && strcmp(only, "only") == 0 ? CPU_MODES : 0;
+        g_first_mode = g_cuda_only || (only && strcmp(only, "only") == 0) ? CPU_MODES : 0;
         return;
     }
     printf("CUDA: skipped: %s\n", b ? err.msg : "not in this build");

@@ -8,6 +8,11 @@ foreach(name model_test families_test)
     target_compile_definitions(${name} PRIVATE TM_MPIRUN="${MPIEXEC_EXECUTABLE}")
   endif()
 endforeach()
+# The same checkpoints on the CUDA backend, by the emulator.
+if(TARGET tm_cuda_emu)
+  tm_test(families_emu_test SOURCES families_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 900)
+  target_compile_definitions(families_emu_test PRIVATE TM_FAMILIES_CUDA_ONLY)
+endif()
 tm_test(op_families_test SOURCES op_families_test.c op_test.c LIBS tm_backend m)
 
 # Fuzz entries of config.json and of safetensors headers: under libFuzzer, or with random changes of the corpus.

@@ -18,11 +18,6 @@
 #include "engine/backend/cuda/system.cuh"
 #include "engine/backend/cuda/vec.cuh"
 
-template <> __device__ inline float from_f32<float>(float v)
-{
-    return v;
-}
-
 namespace
 {
 
