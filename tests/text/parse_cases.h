@@ -86,7 +86,7 @@ static const parse_case parse_cases[] = {
     CASE("hermes", NULL, "x <tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Pa",
          "C(x)0:weather{\"city\": \"Pa", .cut = true),
     CASE("hermes", NULL, "x <tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Pa",
-         "C(x)0:weather{\"city\": \"Pax0C(<tool_call>{\"name\": \"weather\", \"arguments\": "
+         "C(x)0:weather{\"city\": \"Pax0C( <tool_call>{\"name\": \"weather\", \"arguments\": "
          "{\"city\": "
          "\"Pa)"),
     CASE("hermes", NULL, "<tool_call>{\"name\": \"weat", "C(<tool_call>{\"name\": \"weat)",
@@ -193,6 +193,10 @@ static const parse_case parse_cases[] = {
     CASE("qwen3coder", NULL, "<tool_call>\nno function</tool_call>",
          "C(<tool_call>\nno function</tool_call>)"),
     CASE("qwen3coder", NULL, "<function=weather><parameter=city>Pa", "0:weather", .cut = true),
+    CASE("seed_oss", "seed_oss",
+         "<seed:think>hm</seed:think><seed:tool_call>\n<function=weather>\n"
+         "<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+         "R(hm)0:weather" PARIS "!"),
     /* granite, phi, react */
     CASE("granite", NULL, "<|tool_call|>[{\"name\": \"weather\", \"arguments\": " PARIS "}]",
          "0:weather" PARIS "!"),

@@ -249,6 +249,8 @@ static void forced_beginnings(void **state)
          "0:weather" PARIS "!"},
         {"qwen3coder", "<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
          "0:weather" PARIS "!"},
+        {"seed_oss", "<parameter=city>Paris</parameter></function></seed:tool_call>",
+         "0:weather" PARIS "!"},
         {"granite", " " PARIS "}]", "0:weather" PARIS "!"},
         {"phi4", " " PARIS "}]", "0:weather" PARIS "!"},
         {"react", " " PARIS, "0:weather" PARIS "!"},
@@ -306,6 +308,84 @@ static void inside_is_read_off_the_prompt(void **state)
         assert_int_equal(tm_reason_parser_inside(tm_reason_parser_find(rows[i].parser),
                                                  rows[i].prompt, strlen(rows[i].prompt)),
                          rows[i].inside);
+}
+
+/* The parser that a template's text asks for; "-" = none. */
+static void assert_detected(const char *what, const char *source, const char *type,
+                            const char *tools, const char *reason)
+{
+    tm_template *t;
+    tm_err err = TM_ERR_INIT;
+    if (tm_template_create(&t, NULL, 0, source, NULL, &err) != TM_OK)
+        fail_msg("%s: %s", what, err.msg);
+    const tm_tool_parser *p = tm_tool_parser_detect(t, type);
+    const tm_reason_parser *r = tm_reason_parser_detect(t);
+    const char *p_name = p ? tm_tool_parser_name(p) : "-";
+    const char *r_name = r ? tm_reason_parser_name(r) : "-";
+    if (strcmp(p_name, tools) != 0 || strcmp(r_name, reason) != 0)
+        fail_msg("%s: %s and %s, expected %s and %s", what, p_name, r_name, tools, reason);
+    tm_template_destroy(t);
+}
+
+static void detection(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *source, *type, *tools, *reason;
+    } rows[] = {
+        {"{{ 'nothing' }}", NULL, "-", "-"},
+        {"{{ '<tool_call>' }}", NULL, "hermes", "-"},
+        {"{{ '<tool_call></think>' }}", "granite", "hermes", "think"},
+        {"{{ '<tool_call><function=' }}", NULL, "qwen3coder", "-"},
+        {"{{ '<tool_call><arg_key>' }}", NULL, "glm47", "-"},
+        {"{{ '<|tool_call|><|start_of_role|>' }}", NULL, "granite", "-"},
+        {"{{ '[TOOL_CALLS]' }}", NULL, "mistral", "-"},
+        {"{{ '[TOOL_CALLS][ARGS][/THINK]' }}", NULL, "mistral-v11", "mistral"},
+        {"{{ '" DS_OPEN "```json' }}", NULL, "deepseek-v3", "-"},
+        {"{{ '" DS_OPEN "</think>' }}", NULL, "deepseek-v31", "think"},
+        {"{{ 'x' }}", "internlm2", "internlm", "-"},
+        {"{{ 'x' }}", "llama", "-", "-"},
+        {"internlm2", NULL, "internlm", "-"},
+        {"glm4", NULL, "glm4", "-"},
+        {"chatglm3", NULL, "chatglm3", "-"},
+        {"chatml", NULL, "-", "-"},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++)
+        assert_detected(rows[i].source, rows[i].source, rows[i].type, rows[i].tools,
+                        rows[i].reason);
+}
+
+static void detection_of_published_templates(void **state)
+{
+    (void)state;
+    static const char *const rows[][3] = {
+        {"Qwen-Qwen2.5-7B-Instruct", "hermes", "-"},
+        {"Qwen-QwQ-32B", "hermes", "think"},
+        {"Qwen3.5-4B", "qwen3coder", "think"},
+        {"NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "hermes", "-"},
+        {"MiniMax-M3", "-", "-"},
+        {"ByteDance-Seed-OSS", "seed_oss", "seed_oss"},
+        {"GLM-4.6", "glm47", "think"},
+        {"deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-v3", "think"},
+        {"deepseek-ai-DeepSeek-V3.1", "deepseek-v31", "think"},
+        {"ibm-granite-granite-3.3-2B-Instruct", "granite", "think"},
+        {"meta-llama-Llama-3.1-8B-Instruct", "llama3", "-"},
+        {"meta-llama-Llama-3.2-3B-Instruct", "llama3", "-"},
+        {"mistralai-Mistral-Nemo-Instruct-2407", "mistral", "-"},
+        {"mistralai-Ministral-3-14B-Reasoning-2512", "mistral-v11", "mistral"},
+        {"google-gemma-2-2b-it", "-", "-"},
+        {"vllm-tool-internlm2_tool", "internlm", "-"},
+    };
+    const char *shared = getenv("TM_SHARED");
+    if (!shared) {
+        print_message("TM_SHARED is not set: published templates are skipped\n");
+        skip();
+    }
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        char path[400];
+        snprintf(path, sizeof path, "%s/testdata/chat_templates/%s.jinja", shared, rows[i][0]);
+        assert_detected(rows[i][0], path, NULL, rows[i][1], rows[i][2]);
+    }
 }
 
 static void json_scanner(void **state)
@@ -383,6 +463,8 @@ int main(void)
         cmocka_unit_test(bounds),
         cmocka_unit_test(forced_beginnings),
         cmocka_unit_test(inside_is_read_off_the_prompt),
+        cmocka_unit_test(detection),
+        cmocka_unit_test(detection_of_published_templates),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -111,7 +111,6 @@ bool tm_parse_begin_call(tm_parse *p)
     if (p->name_len == 0 || p->next == TM_PARSE_CALLS_MAX)
         return false;
     p->open = true;
-    p->white_len = 0;
     emit(p, TM_PARSE_CALL, p->name, p->name_len);
     return true;
 }
@@ -149,6 +148,7 @@ void tm_parse_end_call(tm_parse *p)
     p->complete++;
     p->next++;
     p->open = false;
+    p->white_len = 0; /* it stood between content and the call */
     p->after_call = true;
     p->tail = true;
     tm_buf_clear(&p->raw);
