@@ -156,21 +156,34 @@ static size_t b64_quad(const char *q, bool last, unsigned char *out)
     return n;
 }
 
-bool tm_base64_decode(tm_buf *out, const char *text, size_t len)
+bool tm_base64_bytes(void *out, size_t *out_len, const char *text, size_t len)
 {
+    unsigned char *p = out;
     if (len % 4)
         return false;
-    size_t start = out->len;
     for (size_t i = 0; i < len; i += 4) {
         unsigned char b[3];
         size_t n = b64_quad(text + i, i + 4 == len, b);
-        if (n == 0 || !tm_buf_append(out, b, n)) {
-            out->len = start;
-            if (out->data)
-                out->data[start] = '\0';
+        if (n == 0)
             return false;
-        }
+        memcpy(p, b, n);
+        p += n;
     }
+    *out_len = (size_t)(p - (unsigned char *)out);
+    return true;
+}
+
+bool tm_base64_decode(tm_buf *out, const char *text, size_t len)
+{
+    size_t n = 0;
+    if (!tm_buf_reserve(out, len / 4 * 3) ||
+        !tm_base64_bytes(out->data + out->len, &n, text, len)) {
+        if (out->data)
+            out->data[out->len] = '\0';
+        return false;
+    }
+    out->len += n;
+    out->data[out->len] = '\0';
     return true;
 }
 

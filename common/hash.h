@@ -24,6 +24,8 @@ uint64_t tm_hash64(const void *data, size_t len,
 
 bool tm_base64_encode(tm_buf *out, const void *data, size_t len);
 bool tm_base64_decode(tm_buf *out, const char *text, size_t len); /* strict, padded */
+/* The same into room for len / 4 * 3 bytes; *out_len changes only on success. */
+bool tm_base64_bytes(void *out, size_t *out_len, const char *text, size_t len);
 
 void tm_random_bytes(void *out, size_t len); /* getrandom; aborts when the kernel refuses */
 

@@ -7,8 +7,8 @@
 #include <utf8proc.h>
 
 #include "common/check.h"
+#include "common/hash.h"
 #include "common/json.h"
-#include "text/tok/base64.h"
 #include "text/tok/charsmap.h"
 #include "text/tok/regex.h"
 
@@ -256,7 +256,7 @@ static tm_status parse_precompiled(tm_norm *n, const json_t *v, int depth, tm_er
     if (!bytes)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory for a normaliser");
     tm_status st =
-        json_is_string(text) && tm_b64_decode(json_string_value(text), len, bytes, &n_bytes)
+        json_is_string(text) && tm_base64_bytes(bytes, &n_bytes, json_string_value(text), len)
             ? tm_charsmap_read(&s->map, bytes, n_bytes, err)
             : TM_FAIL(err, TM_STATUS_DATA, "precompiled_charsmap: expected base64");
     free(bytes);

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/hash.h"
 #include "common/json.h"
-#include "text/tok/base64.h"
 #include "text/tok/jread.h"
 #include "text/tok/tok.h"
 
@@ -60,7 +60,7 @@ static tm_status add_ranks(loader *l)
         char bytes[TOKEN_MAX + 3];
         size_t len = json_string_length(text), n = 0;
         if (!json_is_string(text) || len > TOKEN_MAX / 3 * 4 ||
-            !tm_b64_decode(json_string_value(text), len, bytes, &n) || n == 0)
+            !tm_base64_bytes(bytes, &n, json_string_value(text), len) || n == 0)
             return TM_FAIL(l->err, TM_STATUS_DATA,
                            "vocab[%zu].token_bytes: expected 1 to %d bytes in base64", i,
                            TOKEN_MAX);

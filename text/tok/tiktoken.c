@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/check.h"
-#include "text/tok/base64.h"
+#include "common/hash.h"
 #include "text/tok/tok.h"
 
 #define TOKEN_MAX 1024 /* the longest published tokens have 128 bytes */
@@ -121,7 +121,8 @@ static tm_status add_line(tm_tokenizer *t, const char *s, size_t len, tm_err *er
     size_t text = space ? (size_t)(space - s) : 0;
     if (text > TOKEN_MAX / 3 * 4)
         return TM_FAIL(err, TM_STATUS_TOO_LARGE, "a token has more than %d bytes", TOKEN_MAX);
-    if (!space || text + 1 == len || len - text > 9 || !tm_b64_decode(s, text, bytes, &n) || n == 0)
+    if (!space || text + 1 == len || len - text > 9 || !tm_base64_bytes(bytes, &n, s, text) ||
+        n == 0)
         return TM_FAIL(err, TM_STATUS_DATA, "expected a token in base64 and its rank");
     for (size_t i = text + 1; i < len; i++) {
         if (s[i] < '0' || s[i] > '9')
