@@ -125,7 +125,9 @@ static tm_status generate(session *s, const int32_t *ids, size_t n, tm_buf *answ
     else
         tm_random_bytes(&r.sampling.seed, sizeof r.sampling.seed);
     tm_detok *d = NULL;
-    tm_detok_opts dop = {.skip_special = true};
+    bool after_text =
+        !s->l.template && n > 0 && !tm_tokenizer_is_special(s->l.tokenizer, ids[n - 1]);
+    tm_detok_opts dop = {.skip_special = true, .continues = after_text};
     TM_TRY(tm_detok_create(&d, s->l.tokenizer, &dop, err));
     tm_status st = tm_engine_submit(s->l.engine, &r, err);
     bool done = st != TM_OK;

@@ -204,6 +204,7 @@ tm_status tm_detok_create(tm_detok **out, const tm_tokenizer *t, const tm_detok_
     d->t = t;
     d->skip_special = o->skip_special;
     d->include_stop = o->include_stop;
+    d->started = o->continues;
     d->matched = -1;
     if (o->keep_count < 0 || o->keep_count > TM_DETOK_KEEP_MAX) {
         free(d);

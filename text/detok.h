@@ -21,6 +21,7 @@ typedef struct tm_detok_opts {
     bool include_stop;        /* include_stop_str_in_output */
     const int32_t *keep;      /* special tokens that are text although others are skipped; copied */
     int keep_count;           /* <= TM_DETOK_KEEP_MAX */
+    bool continues; /* goes on after a text: a first space, which tokenizers drop, stays */
 } tm_detok_opts;
 
 tm_status tm_detok_create(tm_detok **out, const tm_tokenizer *t, const tm_detok_opts *opts,

@@ -165,12 +165,15 @@ static bool start_choice(tm_api_choice *ch, const tm_api_params *params, tm_gen_
 {
     tm_api_job *j = ch->job;
     const tm_api_prompt *prompt = &j->prompts[ch->prompt];
-    const tm_detok_opts detok = {.skip_special = j->skip_special,
-                                 .stops = params->stops,
-                                 .stop_count = params->stop_count,
-                                 .include_stop = j->include_stop,
-                                 .keep = j->keep,
-                                 .keep_count = j->keep_count};
+    const tm_detok_opts detok = {
+        .skip_special = j->skip_special,
+        .stops = params->stops,
+        .stop_count = params->stop_count,
+        .include_stop = j->include_stop,
+        .keep = j->keep,
+        .keep_count = j->keep_count,
+        .continues = !j->chat && prompt->len > 0 &&
+                     !tm_tokenizer_is_special(j->served->tokenizer, prompt->ids[prompt->len - 1])};
     if (tm_detok_create(&ch->detok, j->served->tokenizer, &detok, NULL) != TM_OK ||
         !tm_api_answer_open(ch))
         return tm_api_fail(e, TM_API_INTERNAL, NULL, NULL);

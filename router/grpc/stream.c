@@ -286,8 +286,13 @@ static bool start(tm_pstream *s, const tm_prep *prep, tm_api_error *e)
     tm_logit_bias bias[TM_API_BIAS_MAX];
     const tm_public *p = s->call->owner;
     const tm_api_params *params = &prep->params;
-    const tm_detok_opts detok = {
-        .skip_special = true, .stops = params->stops, .stop_count = params->stop_count};
+    const tm_api_prompt *prompt = &prep->prompts[0];
+    bool after_text = prep->kind != TM_PREP_CHAT && prompt->len > 0 &&
+                      !tm_tokenizer_is_special(s->served->tokenizer, prompt->ids[prompt->len - 1]);
+    const tm_detok_opts detok = {.skip_special = true,
+                                 .stops = params->stops,
+                                 .stop_count = params->stop_count,
+                                 .continues = after_text};
     tm_gen_args args;
     if (!tm_api_gen_args(params, s->served, &p->opts.limits, bias, &args, e))
         return false;

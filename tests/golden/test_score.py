@@ -143,3 +143,15 @@ def test_unknown_model_folder():
 def test_option_reference_is_current():
     with open(os.path.join(ROOT, "docs", "options.md")) as f:
         assert f.read() == run("options").stdout
+
+
+@pytest.mark.parametrize("name", ["story", "dog", "byte_fallback"])
+def test_greedy_text_of_stories260k(name):
+    model = os.path.join(os.environ.get("TM_SHARED", ""), "testdata", "stories260K")
+    if not os.path.isdir(model):
+        pytest.skip("TM_SHARED has no stories260K")
+    with open(os.path.join(model, "golden.json")) as f:
+        case = next(p for p in json.load(f)["prompts"] if p["name"] == name)
+    r = run("chat", model, "--prompt", case["prompt"], "--temperature", 0, "--max-tokens", len(case["output_ids"]), "--dtype", "float32")
+    assert r.returncode == 0, r.stderr
+    assert r.stdout == case["output_text"] + "\n"

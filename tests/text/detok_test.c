@@ -245,6 +245,32 @@ static void test_kept_tokens(void **state)
     assert_null(d);
 }
 
+/* Where the text goes on after a prompt, the space that a tokenizer drops from the first word stays. */
+static void test_continues(void **state)
+{
+    (void)state;
+    static const char file[] =
+        "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"\u2581a\":0,\"b\":1},\"merges\":[]},"
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":"
+        "{\"String\":\"\u2581\"},\"content\":\" \"},{\"type\":\"Fuse\"},{\"type\":\"Strip\","
+        "\"content\":\" \",\"start\":1,\"stop\":0}]}}";
+    const tm_text_file files[] = {{"tokenizer.json", file, sizeof(file) - 1}};
+    const int32_t ids[] = {0, 1, 0};
+    tm_tokenizer *all = g_tok, *t;
+    tm_err err = TM_ERR_INIT;
+    if (tm_tokenizer_create(&t, files, 1, &err) != TM_OK)
+        fail_msg("%s", err.msg);
+    g_tok = t;
+    run first = push_all(ids, 3, &(tm_detok_opts){.skip_special = true});
+    run later = push_all(ids, 3, &(tm_detok_opts){.skip_special = true, .continues = true});
+    g_tok = all;
+    assert_string_equal(first.text.data, "ab a");
+    assert_string_equal(later.text.data, " ab a");
+    tm_buf_deinit(&first.text);
+    tm_buf_deinit(&later.text);
+    tm_tokenizer_destroy(t);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -253,6 +279,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_kept_tokens),
+        cmocka_unit_test(test_continues),
     };
     g_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %llu (repeat with: detok_test %llu)\n", (unsigned long long)g_seed,
