@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from cluster import BIN, MODEL
+from cluster import BIN, MODEL, ROOT
 
 SHARED = os.path.join(os.environ.get("TM_SHARED", ""), "testdata")
 
@@ -59,6 +59,18 @@ def test_recorded_tokenizers(tmp_path, name):
         for c, text in zip(some, got):
             right = [c.get(want, c["decoded"])] + [v for k, v in c.items() if k.startswith(want + "_")]
             assert text in right, c["text"][:80]
+
+
+def test_own_tokenizer_and_template(tmp_path):
+    model = os.path.join(ROOT, "tests", "fixtures", "families", "own-llama")
+    with open(os.path.join(model, "cases.json")) as f:
+        d = json.load(f)
+    texts, ids = [c["text"] for c in d["encode"]], [c["ids"] for c in d["encode"]]
+    assert tokenize(model, texts) == ids and tokenize(model, ids, "--decode") == texts
+    for c in d["render"]:
+        (tmp_path / "m.json").write_text(json.dumps(c["messages"]))
+        rc, out, err = run("render", model, "--messages", tmp_path / "m.json", "--add-generation-prompt")
+        assert rc == 0 and out == c["text"], err
 
 
 def test_tokenize_refusals():

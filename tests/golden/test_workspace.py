@@ -11,17 +11,17 @@ import tempfile
 import numpy as np
 import pytest
 
-from cluster import BIN, MODEL, SLOW
+from cluster import BIN, MODEL, ROOT, SLOW
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import layouts  # noqa: E402
 
 FAMILIES = os.path.join(os.environ.get("TM_SHARED", ""), "testdata", "families")
 # What the formats hold, and what is refused with a word of the reason.
-DENSE = ["llama", "codellama", "yi", "deepseek-coder", "mistral", "qwen", "qwen1.5", "qwen2-d64", "qwen2-d128",
+DENSE = ["own-llama", "own-qwen2", "own-internlm2", "llama", "codellama", "yi", "deepseek-coder", "mistral", "qwen", "qwen1.5", "qwen2-d64", "qwen2-d128",
          "qwen2.5-yarn", "internlm", "internlm-20b", "internlm2", "internlm2.5", "baichuan-7b", "baichuan2-7b", "chatglm3-32k",
          "glm4-chat"]
-YAML_ONLY = ["llama3-d128", "llama3.1-rope", "internlm3", "chatglm2", "glm4-hf", "qwen3", "mixtral", "qwen2-moe", "qwen3-moe"]
+YAML_ONLY = ["own-qwen3-moe", "llama3-d128", "llama3.1-rope", "internlm3", "chatglm2", "glm4-hf", "qwen3", "mixtral", "qwen2-moe", "qwen3-moe"]
 REFUSED = {"baichuan-13b": "ALiBi", "baichuan2-13b": "ALiBi", "gemma": "norms", "gemma2": "norms", "gemma3": "norms", "falcon-7b": "norms",
            "falcon-40b": "norms", "falcon-rw": "ALiBi", "dbrx": "norms", "deepseek-v2": "latent", "deepseek-v3": "latent", "glm4-0414": "norms behind",
            "deepseek-moe": "shared experts"}
@@ -33,7 +33,7 @@ def run(*args, timeout=120):
 
 
 def family(name):
-    path = os.path.join(FAMILIES, name)
+    path = os.path.join(os.path.join(ROOT, "tests", "fixtures", "families") if name.startswith("own-") else FAMILIES, name)
     if not os.path.isdir(path):
         pytest.skip("TM_SHARED has no families")
     return path
@@ -42,7 +42,7 @@ def family(name):
 def logits(model, dtype, tp=1):
     """Of one fixed sequence, all positions."""
     with open(os.path.join(MODEL, "eval", "golden.json")) as f:
-        ids = [i % 251 + 1 for i in json.load(f)["cases"][0]["prompt_ids"]][:24]
+        ids = [i % 61 + 1 for i in json.load(f)["cases"][0]["prompt_ids"]][:24]
     out = os.path.join(tempfile.gettempdir(), f"tm-workspace-{os.getpid()}.npy")
     rc, _, err = run("score", model, "--ids", ",".join(map(str, ids)), "--logits", out, "--last", len(ids), "--dtype", dtype, "--tp", tp,
                      "--session-len", 128)
@@ -83,7 +83,7 @@ def test_families(tmp_path, name):
                     equal(logits(dst, d), w)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2-d64", "internlm2", "glm4-hf", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["own-llama", "own-qwen2", "own-qwen3-moe", "qwen2-d64", "glm4-hf", "qwen3-moe"])
 def test_at_two_ranks(tmp_path, name):
     model = family(name)
     want = logits(model, "bfloat16", tp=2)
