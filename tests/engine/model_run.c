@@ -141,7 +141,8 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                             .n_logits = n_rows,
                             .logit_rows = rows,
                             .rope_len = rope_len};
-    tm_status st = tm_model_forward(r->model, &batch, logits);
+    tm_status st = r->picks ? tm_model_forward_pick(r->model, &batch, r->picked)
+                            : tm_model_forward(r->model, &batch, logits);
     if (st != TM_OK) {
         fprintf(stderr, "model_run: forward: %s\n", tm_status_name(st));
         exit(9);

@@ -24,6 +24,8 @@ typedef struct run {
     tm_model *model;
     int block_tokens, next_block, total_blocks;
     bool on_device; /* not the CPU */
+    bool picks;     /* steps give the picks to `picked`, not logits */
+    int32_t *picked;
 } run;
 
 /* One sequence's part of a step: its next n tokens, logits of the last `want` of them. */

@@ -1,0 +1,337 @@
+/* Models over several ranks with a device each: the same ragged steps with one rank and with TM_RANKS (2) give the same
+ * logits within rounding, and the picks of decode steps are the largest of their logits. demo-20m always; of
+ * TM_SHARED/testdata/families those that the backend runs (TM_FAMILY names one alone). TM_COLLECTIVES: how they sum.
+ *
+ * Run as `device_model_test rank TP COLLECTIVES OUT LIST` under mpirun it is one rank: it runs every folder of the
+ * file LIST and rank 0 writes what came out. */
+#include <dirent.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/check.h"
+#include "common/file.h"
+#include "tests/engine/model_run.h"
+
+#define DEMO      "models/demo-20m"
+#define DIRS_MAX  128
+#define NO_DEVICE 77
+#define SEQS      3
+#define DECODES   5
+
+#ifdef TM_MPIRUN
+
+/* What one folder gave: n logits, then the picks of the last rows; or why it was refused. */
+typedef struct answer {
+    int32_t n, picks;
+    char refused[248];
+} answer;
+
+static tm_status open_model(run *r, tm_comm *comm, const char *dir, const char *collectives,
+                            tm_err *err)
+{
+    *r = (run){.comm = comm, .block_tokens = 16, .total_blocks = 64, .on_device = true};
+    const tm_model_opts o = {
+        .dir = dir,
+        .dtype = "bfloat16",
+        .backend = "cuda",
+        .device = {.collectives = collectives, .share = getenv("TM_SHARE_GPU") != NULL},
+        .block_tokens = r->block_tokens,
+        .max_step_tokens = 64,
+        .max_seqs = 4,
+        .session_len = 128};
+    tm_status st = tm_model_open(&r->model, &o, comm, err);
+    if (st == TM_OK)
+        st = tm_model_kv_alloc(r->model, r->total_blocks, err);
+    return st;
+}
+
+/* A prompt step of three sequences, decodes with their logits, and decodes of which only the picks are wanted; the last
+ * of these is computed again with logits, which is what the picks are compared with. */
+static int run_model(run *r, float *logits, int32_t *picks)
+{
+    static const int lens[SEQS] = {40, 16, 29};
+    static int32_t ids[SEQS][48];
+    run_seq seq[SEQS];
+    int vocab = tm_model_info_get(r->model)->vocab, rows = 0;
+    for (int i = 0; i < SEQS; i++) {
+        for (int k = 0; k < 48; k++)
+            ids[i][k] = (i * 911 + k * 37 + 5) % vocab;
+        seq[i] = (run_seq){.ids = ids[i], .len = lens[i]};
+    }
+    run_item prefill[SEQS] = {{&seq[0], 30, 2}, {&seq[1], 4, 0}, {&seq[2], 18, 1}};
+    run_step(r, prefill, SEQS, logits);
+    rows += 3;
+    run_item items[SEQS] = {{&seq[0], 1, 1}, {&seq[1], 1, 1}, {&seq[2], 1, 1}};
+    for (int k = 0; k < DECODES; k++, rows += SEQS)
+        run_step(r, items, SEQS, logits + (size_t)rows * (size_t)vocab);
+    r->picks = true;
+    r->picked = picks;
+    for (int k = 0; k < 3; k++)
+        run_step(r, items, SEQS, NULL);
+    run_item again[SEQS] = {{&seq[0], 2, 1}, {&seq[1], 1, 1}, {&seq[2], 3, 2}};
+    for (int i = 0; i < SEQS; i++)
+        seq[i].done--;
+    r->picks = false;
+    run_step(r, items, SEQS, logits + (size_t)rows * (size_t)vocab);
+    rows += SEQS;
+    /* Not a decode step: picks by the other path. */
+    r->picks = true;
+    r->picked = picks + SEQS;
+    run_item mixed[SEQS] = {again[1], again[0], again[2]};
+    run_step(r, mixed, SEQS, NULL);
+    for (int i = 0; i < SEQS; i++)
+        seq[i].done -= again[i].n;
+    r->picks = false;
+    run_step(r, mixed, SEQS, logits + (size_t)rows * (size_t)vocab);
+    return rows + 4;
+}
+
+static bool run_folder(tm_comm *comm, const char *dir, const char *collectives, FILE *f)
+{
+    run r;
+    tm_err err = TM_ERR_INIT;
+    answer a = {0};
+    tm_status st = open_model(&r, comm, dir, collectives, &err);
+    if (st != TM_OK) {
+        snprintf(a.refused, sizeof(a.refused), "%.240s", err.msg);
+        bool fatal = st != TM_STATUS_UNSUPPORTED && st != TM_STATUS_CONFIG;
+        return (!f || fwrite(&a, sizeof(a), 1, f) == 1) && !fatal;
+    }
+    int vocab = tm_model_info_get(r.model)->vocab;
+    int32_t picks[SEQS + 4];
+    float *logits = calloc((size_t)(7 + SEQS * (DECODES + 1)) * (size_t)vocab, sizeof(float));
+    if (!logits)
+        return false;
+    a.n = run_model(&r, logits, picks) * vocab;
+    a.picks = vocab;
+    if (f && (fwrite(&a, sizeof(a), 1, f) != 1 ||
+              fwrite(logits, sizeof(float), (size_t)a.n, f) != (size_t)a.n ||
+              fwrite(picks, sizeof(picks), 1, f) != 1))
+        return false;
+    free(logits);
+    run_close(&r);
+    return true;
+}
+
+static int rank_main(int tp, const char *collectives, const char *out, const char *list)
+{
+    tm_comm *comm = NULL;
+    tm_err err = TM_ERR_INIT;
+    tm_comm_opts co = tm_comm_opts_default();
+    const tm_backend *b = tm_backend_find("cuda");
+    tm_device *dev = NULL;
+    const tm_device_opts none = {0};
+    char dir[1024];
+    co.step_timeout_ms = 60000;
+    if (!b || b->dev->open(&dev, &none, &err) != TM_OK)
+        return NO_DEVICE;
+    b->dev->close(dev);
+    if (tm_comm_create(&comm, tp, &co, &err) != TM_OK)
+        return 9;
+    FILE *f = tm_comm_rank(comm) == 0 ? fopen(out, "wb") : NULL;
+    FILE *l = fopen(list, "r");
+    bool ok = l && (f || tm_comm_rank(comm) > 0);
+    while (ok && fgets(dir, sizeof(dir), l)) {
+        dir[strcspn(dir, "\n")] = '\0';
+        ok = run_folder(comm, dir, collectives, f);
+    }
+    if (l)
+        fclose(l);
+    if (f && fclose(f) != 0)
+        ok = false;
+    tm_comm_destroy(comm);
+    return ok ? 0 : 9;
+}
+
+/* ---- the test ---- */
+
+static char g_dirs[DIRS_MAX][1024];
+static int g_dir_count;
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+static void add_families(void)
+{
+    const char *root = getenv("TM_SHARED"), *only = getenv("TM_FAMILY");
+    char path[900];
+    snprintf(path, sizeof(path), "%s/testdata/families", root ? root : "");
+    DIR *d = root ? opendir(path) : NULL;
+    for (struct dirent *e; d && (e = readdir(d)) && g_dir_count < DIRS_MAX;) {
+        char config[1024];
+        snprintf(config, sizeof(config), "%s/%.80s/config.json", path, e->d_name);
+        if (e->d_name[0] != '.' && tm_file_exists(config) &&
+            (!only || strcmp(only, e->d_name) == 0))
+            snprintf(g_dirs[g_dir_count++], sizeof(g_dirs[0]), "%s/%.80s", path, e->d_name);
+    }
+    if (d)
+        closedir(d);
+    else
+        printf("without the families: they are not there (set TM_SHARED)\n");
+    qsort(g_dirs[1], (size_t)(g_dir_count - 1), sizeof(g_dirs[0]), by_name);
+}
+
+static void write_list(char *path)
+{
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    FILE *f = fdopen(fd, "w");
+    assert_non_null(f);
+    for (int i = 0; i < g_dir_count; i++)
+        fprintf(f, "%s\n", g_dirs[i]);
+    assert_int_equal(fclose(f), 0);
+}
+
+/* What a group of tp ranks wrote; NULL: there are no devices. */
+static char *run_group(int tp, const char *collectives, size_t *bytes)
+{
+    char exe[512], cmd[2400], out[] = "/tmp/tm-device-model-XXXXXX";
+    char list[] = "/tmp/tm-device-model-list-XXXXXX", *data = NULL;
+    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+    assert_true(len > 0);
+    exe[len] = '\0';
+    int fd = mkstemp(out);
+    assert_true(fd >= 0);
+    close(fd);
+    write_list(list);
+    snprintf(cmd, sizeof(cmd),
+             "ASAN_OPTIONS=detect_leaks=0 timeout -k 2 300 %s -n %d --oversubscribe "
+             "--allow-run-as-root --bind-to none %s rank %d %s %s %s",
+             TM_MPIRUN, tp, exe, tp, collectives, out, list);
+    fflush(stdout);
+    int rc = system(cmd);
+    unlink(list);
+    assert_true(WIFEXITED(rc));
+    if (WEXITSTATUS(rc) == 0)
+        assert_int_equal(tm_file_read(out, 256 << 20, &data, bytes, NULL), TM_OK);
+    unlink(out);
+    assert_true(WEXITSTATUS(rc) == 0 || WEXITSTATUS(rc) == NO_DEVICE);
+    return data;
+}
+
+/* Rows of `picks` are those from row `first` on. Ties within the noise of a recorded and an unrecorded step count. */
+static int wrong_picks(const float *logits, const int32_t *picks, int first, int n, int vocab)
+{
+    int wrong = 0;
+    for (int i = 0; i < n; i++) {
+        const float *row = logits + (size_t)(first + i) * (size_t)vocab;
+        float best = row[run_argmax(row, vocab)];
+        wrong += picks[i] < 0 || picks[i] >= vocab || row[picks[i]] < best - 0.02f;
+    }
+    return wrong;
+}
+
+static const char *read_answer(const char *at, answer *a, const float **logits,
+                               const int32_t **picks)
+{
+    memcpy(a, at, sizeof(*a));
+    at += sizeof(*a);
+    if (a->n == 0)
+        return at;
+    *logits = (const float *)(const void *)at;
+    *picks = (const int32_t *)(const void *)(at + (size_t)a->n * sizeof(float));
+    return at + (size_t)a->n * sizeof(float) + (SEQS + 4) * sizeof(int32_t);
+}
+
+static int compare(int i, const char **one, const char **many)
+{
+    answer a, b;
+    const float *x = NULL, *y = NULL;
+    const int32_t *px = NULL, *py = NULL;
+    const char *name = strrchr(g_dirs[i], '/') + 1;
+    *one = read_answer(*one, &a, &x, &px);
+    *many = read_answer(*many, &b, &y, &py);
+    if (a.n == 0 || b.n == 0) {
+        printf("%-20s refused: %s\n", name, a.n == 0 ? a.refused : b.refused);
+        return a.n != 0 && !strstr(b.refused, "divisible");
+    }
+    assert_int_equal(a.n, b.n);
+    int vocab = a.picks, rows = a.n / vocab;
+    double e = run_nmse(y, x, (size_t)a.n);
+    int wrong = wrong_picks(y, py, rows - 4 - SEQS, SEQS, vocab) +
+                wrong_picks(y, py + SEQS, rows - 4, 4, vocab) +
+                wrong_picks(x, px, rows - 4 - SEQS, SEQS, vocab);
+    printf("%-20s NMSE %.1e, %d wrong picks%s\n", name, e, wrong,
+           e < 1e-3 && wrong == 0 ? "" : " **");
+    return !(e < 1e-3 && wrong == 0);
+}
+
+static void check(void)
+{
+    const char *s = getenv("TM_RANKS"), *wish = getenv("TM_COLLECTIVES");
+    const char *collectives = wish ? wish : "auto";
+    int ranks = s ? (int)strtol(s, NULL, 10) : 2, failures = 0;
+    size_t one_bytes = 0, many_bytes = 0;
+    char *one = run_group(1, collectives, &one_bytes);
+    char *many = one ? run_group(ranks, collectives, &many_bytes) : NULL;
+    if (!one || !many) {
+        printf("skipped: no device for %s\n", one ? "each rank" : "the backend");
+        free(one);
+        return;
+    }
+    const char *a = one, *b = many;
+    for (int i = 0; i < g_dir_count; i++)
+        failures += compare(i, &a, &b);
+    assert_int_equal(a - one, one_bytes);
+    assert_int_equal(b - many, many_bytes);
+    free(one);
+    free(many);
+    assert_int_equal(failures, 0);
+}
+
+static void test_demo(void **state)
+{
+    (void)state;
+    g_dir_count = 1;
+    snprintf(g_dirs[0], sizeof(g_dirs[0]), "%s", DEMO);
+    check();
+}
+
+static void test_families(void **state)
+{
+    (void)state;
+    g_dir_count = 1;
+    snprintf(g_dirs[0], sizeof(g_dirs[0]), "%s", DEMO);
+    add_families();
+    if (g_dir_count > 1)
+        check();
+}
+#else
+static void test_demo(void **state)
+{
+    (void)state;
+    printf("skipped: this build has no MPI\n");
+}
+#endif
+
+int main(int argc, char **argv)
+{
+#ifdef TM_MPIRUN
+    if (argc == 6 && strcmp(argv[1], "rank") == 0)
+        return rank_main((int)strtol(argv[2], NULL, 10), argv[3], argv[4], argv[5]);
+#endif
+    (void)argc;
+    (void)argv;
+    setenv("TM_EMU_SHARE", "1",
+           0); /* the emulator's memory can then be opened by other processes */
+    if (getenv("TM_TEST"))
+        cmocka_set_test_filter(getenv("TM_TEST"));
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_demo),
+#ifdef TM_MPIRUN
+        cmocka_unit_test(test_families),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
