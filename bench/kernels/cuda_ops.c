@@ -1,4 +1,4 @@
-/* tm-bench-cuda [device]: the CUDA operators alone, as fractions of the read bandwidth in the same run.
+/* tm-bench-cuda [device] (and allreduce, see cuda_allreduce.c): the CUDA operators alone, as fractions of the read bandwidth in the same run.
  *
  * A case is recorded as a graph of many calls and replayed, so that launches cost what they cost in a decode step.
  * Weights rotate over more memory than any cache holds. Numbers are random: zeros flatter the matrix units. The
@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/kernels/cuda_allreduce.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "engine/backend/backend.h"
@@ -384,6 +385,8 @@ static void bench_layers(lab *l)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "allreduce") == 0)
+        return bench_allreduce(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 15);
     lab l = {.b = tm_backend_find("cuda"), .pool_bytes = (size_t)4 << 30};
     tm_device_opts o = {.index = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 0};
     tm_err err = TM_ERR_INIT;
