@@ -71,7 +71,8 @@ typedef struct emu_block {
     const emu_launch *launch;
 } emu_block;
 
-extern __thread emu_thread *emu_self; /* the running one, NULL outside of kernels */
+/* The running one, NULL outside of kernels. */
+extern __thread emu_thread *emu_self __attribute__((tls_model("initial-exec")));
 
 /* All threads of the block. `value` is combined: the number of threads where it is not 0. */
 int emu_barrier(int value, emu_site site);

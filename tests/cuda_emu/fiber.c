@@ -39,7 +39,8 @@ struct emu_fiber {
 };
 
 #ifdef __x86_64__
-/* Saves what a call must keep on the old stack, and takes it from the new one. */
+/* Saves what a call must keep on the old stack, and takes it from the new one. A jump, not a return: all switches come from
+ * one place, so the processor guesses the target, and the returns behind it are those of the calls before. */
 void emu_switch_stack(void **save, void *sp);
 __asm__(".text\n"
         ".globl emu_switch_stack\n"
@@ -59,7 +60,8 @@ __asm__(".text\n"
         "    popq %r12\n"
         "    popq %rbx\n"
         "    popq %rbp\n"
-        "    ret\n"
+        "    popq %rcx\n"
+        "    jmp *%rcx\n"
         ".size emu_switch_stack, .-emu_switch_stack\n");
 #endif
 

@@ -135,73 +135,93 @@ void emu_op_reduce(void **args, unsigned lanes)
 
 /* ---- matrices ---- */
 
-static float from_bf16(uint32_t v)
-{
-    float f;
-    v <<= 16;
-    memcpy(&f, &v, sizeof(f));
-    return f;
-}
+/* Eight numbers at a time, whatever the processor makes of them. */
+typedef float wide __attribute__((vector_size(32)));
+typedef uint32_t bits __attribute__((vector_size(32)));
 
-/* Exact for numbers and not-a-numbers alike: the exponent is moved by a product with a power of two. */
-static float from_f16(uint32_t v)
+/* 16-bit numbers in the upper halves as f32; exact. An f16's exponent is moved by a product with a power of two. */
+static inline __attribute__((always_inline)) void widen(bits *to, const bits *from, int shift,
+                                                        bool f16)
 {
-    const uint32_t magnitude = (v & 0x7fffu) << 13, sign = (v & 0x8000u) << 16;
-    uint32_t bits = magnitude;
-    float f;
-    if (magnitude >= 0x0f800000u) { /* infinite or no number */
-        bits = magnitude | 0x7f800000u;
-        memcpy(&f, &bits, sizeof(f));
-    } else {
-        memcpy(&f, &bits, sizeof(f));
-        f *= 0x1p112f;
-        memcpy(&bits, &f, sizeof(f));
-    }
-    bits |= sign;
-    memcpy(&f, &bits, sizeof(f));
-    return f;
-}
-
-static void widen(float *to, uint32_t v, bool f16)
-{
-    to[0] = f16 ? from_f16(v & 0xffff) : from_bf16(v & 0xffff);
-    to[1] = f16 ? from_f16(v >> 16) : from_bf16(v >> 16);
+    const bits v = *from << shift & 0xffff0000u;
+    *to = v;
+    if (!f16)
+        return;
+    const bits magnitude = v >> 3 & 0x0fffe000u, sign = v & 0x80000000u;
+    const bits strange = (bits)(magnitude >= 0x0f800000u); /* infinite or no number */
+    const bits moved = (bits)((wide)magnitude * 0x1p112f);
+    *to = (strange & (magnitude | 0x7f800000u)) | (~strange & moved) | sign;
 }
 
 /* c[16 x 8] += a[16 x 16] b[16 x 8]; the lanes' parts as engine/backend/cuda/mma.cuh says. */
-void emu_op_mma(void **args, unsigned lanes)
+static inline __attribute__((always_inline)) void multiply(void **args, bool f16)
 {
-    float a[16][16], b[16][8], c[16][8];
-    (void)lanes;
+    union {
+        bits v[6][EMU_LANES / 8];
+        uint32_t e[6][EMU_LANES];
+        float f[6][EMU_LANES];
+    } in, lo, hi; /* of each register: the lanes */
+    float a[16][16];
+    union {
+        wide v;
+        float e[8];
+    } b[16], c[16];
     for (int i = 0; i < EMU_LANES; i++) {
         const struct emu_mma *x = args[i];
-        const int g = i / 4, t = i % 4;
-        float pair[2];
-        widen(&a[g][2 * t], x->a[0], x->f16);
-        widen(&a[g + 8][2 * t], x->a[1], x->f16);
-        widen(&a[g][2 * t + 8], x->a[2], x->f16);
-        widen(&a[g + 8][2 * t + 8], x->a[3], x->f16);
-        widen(pair, x->b[0], x->f16);
-        b[2 * t][g] = pair[0], b[2 * t + 1][g] = pair[1];
-        widen(pair, x->b[1], x->f16);
-        b[2 * t + 8][g] = pair[0], b[2 * t + 9][g] = pair[1];
-        c[g][2 * t] = x->c[0], c[g][2 * t + 1] = x->c[1];
-        c[g + 8][2 * t] = x->c[2], c[g + 8][2 * t + 1] = x->c[3];
+        for (int r = 0; r < 6; r++)
+            in.e[r][i] = r < 4 ? x->a[r] : x->b[r - 4];
+        memcpy(&c[i / 4].e[i % 4 * 2], x->c, 2 * sizeof(float));
+        memcpy(&c[i / 4 + 8].e[i % 4 * 2], x->c + 2, 2 * sizeof(float));
     }
-    for (int m = 0; m < 16; m++) {
-        float sum[8] = {0};
+    for (int r = 0; r < 6; r++)
+        for (int i = 0; i < EMU_LANES / 8; i++) {
+            widen(&lo.v[r][i], &in.v[r][i], 16, f16);
+            widen(&hi.v[r][i], &in.v[r][i], 0, f16);
+        }
+    for (int i = 0; i < EMU_LANES; i++) {
+        const int g = i / 4, t = i % 4 * 2;
+        for (int r = 0; r < 4; r++) {
+            a[g + r % 2 * 8][t + r / 2 * 8] = lo.f[r][i];
+            a[g + r % 2 * 8][t + r / 2 * 8 + 1] = hi.f[r][i];
+        }
+        for (int r = 0; r < 2; r++) {
+            b[t + r * 8].e[g] = lo.f[4 + r][i];
+            b[t + r * 8 + 1].e[g] = hi.f[4 + r][i];
+        }
+    }
+    for (int m = 0; m < 16; m += 4) {
+        wide sum[4] = {{0}, {0}, {0}, {0}};
         for (int k = 0; k < 16; k++)
-            for (int n = 0; n < 8; n++)
-                sum[n] += a[m][k] * b[k][n];
-        for (int n = 0; n < 8; n++)
-            c[m][n] += sum[n];
+            for (int i = 0; i < 4; i++)
+                sum[i] += a[m + i][k] * b[k].v;
+        for (int i = 0; i < 4; i++)
+            c[m + i].v += sum[i];
     }
     for (int i = 0; i < EMU_LANES; i++) {
         float *out = ((const struct emu_mma *)args[i])->c;
-        const int g = i / 4, t = i % 4;
-        out[0] = c[g][2 * t], out[1] = c[g][2 * t + 1];
-        out[2] = c[g + 8][2 * t], out[3] = c[g + 8][2 * t + 1];
+        memcpy(out, &c[i / 4].e[i % 4 * 2], 2 * sizeof(float));
+        memcpy(out + 2, &c[i / 4 + 8].e[i % 4 * 2], 2 * sizeof(float));
     }
+}
+
+#ifdef __x86_64__
+static __attribute__((target("avx2,fma"))) void multiply_avx2(void **args, bool f16)
+{
+    multiply(args, f16);
+}
+#endif
+
+void emu_op_mma(void **args, unsigned lanes)
+{
+    const bool f16 = ((const struct emu_mma *)args[0])->f16;
+    (void)lanes;
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        multiply_avx2(args, f16);
+        return;
+    }
+#endif
+    multiply(args, f16);
 }
 
 void emu_op_transpose8(void **args, unsigned lanes)

@@ -8,8 +8,10 @@ foreach(name model_test families_test)
     target_compile_definitions(${name} PRIVATE TM_MPIRUN="${MPIEXEC_EXECUTABLE}")
   endif()
 endforeach()
-# The same checkpoints on the CUDA backend, by the emulator.
-if(TARGET tm_cuda_emu)
+# The device's part of them, and the same checkpoints, on the CUDA backend, by the emulator.
+if(TARGET tm_cuda_emu AND TARGET model_test)
+  tm_test(model_emu_test SOURCES model_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 400)
+  target_compile_definitions(model_emu_test PRIVATE TM_CUDA_EMU_ONLY)
   tm_test(families_emu_test SOURCES families_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 900)
   target_compile_definitions(families_emu_test PRIVATE TM_FAMILIES_CUDA_ONLY)
 endif()
