@@ -67,7 +67,11 @@ static void on_data(void *user, char *data, size_t len)
         x->failed = true;
     }
     json_t *choice = json_array_get(tm_json_get(v, "choices"), 0);
-    json_t *content = tm_json_get(tm_json_get(choice, "delta"), "content");
+    json_t *delta = tm_json_get(choice, "delta");
+    json_t *content = tm_json_get(delta, "content");
+    json_t *reasoning = tm_json_get(delta, "reasoning_content");
+    if (json_is_string(reasoning)) /* to be read, not part of the answer */
+        fputs(json_string_value(reasoning), stderr);
     if (json_is_string(content)) {
         fwrite(json_string_value(content), 1, json_string_length(content), stdout);
         fflush(stdout);

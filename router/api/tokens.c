@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "router/api/field_parse.h"
 #include "router/api/internal.h"
 
 #define DETOKENIZE_MAX 1048576
@@ -84,6 +85,25 @@ static void finish_tokenize(tm_prep *p)
     tm_prep_destroy(p);
 }
 
+/* What the template sees beside the messages, by the parsers of chat. */
+static bool read_template_fields(tm_prep *p, tm_api_error *e)
+{
+    static const struct {
+        const char *name;
+        tm_api_field_fn parse;
+    } rows[] = {{"tools", tm_api_parse_tools},
+                {"tool_choice", tm_api_parse_tool_choice},
+                {"chat_template_kwargs", tm_api_parse_kwargs},
+                {"enable_thinking", tm_api_parse_thinking}};
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        const tm_api_field f = {.name = rows[i].name};
+        const json_t *v = tm_json_get(p->root, f.name);
+        if (v && !rows[i].parse(&p->params, &f, v, p->limits, e))
+            return false;
+    }
+    return tm_api_tools_check(&p->params, e);
+}
+
 static bool read_tokenize(tm_prep *p, tm_api_error *e)
 {
     tm_api_params *params = &p->params;
@@ -102,7 +122,8 @@ static bool read_tokenize(tm_prep *p, tm_api_error *e)
         return tm_api_fail_type(e, "prompt", "a string", params->prompt);
     if (json_array_size(params->messages) > (size_t)p->limits->messages_max)
         return tm_api_fail(e, TM_API_INVALID_VALUE, "messages", "Too many messages.");
-    return read_flag(p->root, "add_special_tokens", &p->add_special, e) &&
+    return read_template_fields(p, e) &&
+           read_flag(p->root, "add_special_tokens", &p->add_special, e) &&
            read_flag(p->root, "add_generation_prompt", &params->add_generation_prompt, e) &&
            read_flag(p->root, "continue_final_message", &params->continue_final_message, e) &&
            read_flag(p->root, "return_token_strs", &strings, e);

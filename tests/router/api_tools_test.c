@@ -246,6 +246,30 @@ static void prompt_has_tools_and_results(void **state)
     answer_free(&a);
 }
 
+/* /tokenize counts the prompt that chat would send. */
+static void tokenize_counts_tools(void **state)
+{
+    (void)state;
+    static const char *const more[] = {"", ",\"tool_choice\":\"none\"",
+                                       ",\"enable_thinking\":true"};
+    for (size_t i = 0; i < TM_ARRAY_LEN(more); i++) {
+        answer a;
+        char body[2000];
+        snprintf(body, sizeof body, "{\"model\":\"demo\"," ASK "," TOOLS "%s}", more[i]);
+        fake_answer("ok", true);
+        post(&a, body);
+        answer_free(&a);
+        rig_post(&g_rig, &a, "/tokenize", body);
+        assert_int_equal(a.status, 200);
+        assert_int_equal(int_at(answer_json(&a), "count"), fake.gens[i]->prompt_len);
+        answer_free(&a);
+    }
+    answer a;
+    rig_post(&g_rig, &a, "/tokenize", BODY("\"tools\":[5]"));
+    assert_error(&a, 400, "invalid_request_error", "invalid_type", "tools[0]");
+    answer_free(&a);
+}
+
 static void choice_none(void **state)
 {
     (void)state;
@@ -596,6 +620,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(whole_answer, start, stop),
         cmocka_unit_test_setup_teardown(streams_say_the_same, start, stop),
         cmocka_unit_test_setup_teardown(prompt_has_tools_and_results, start, stop),
+        cmocka_unit_test_setup_teardown(tokenize_counts_tools, start, stop),
         cmocka_unit_test_setup_teardown(choice_none, start, stop),
         cmocka_unit_test_setup_teardown(choice_required_and_named, start, stop),
         cmocka_unit_test_setup_teardown(one_call_at_most, start, stop),

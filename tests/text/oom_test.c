@@ -12,7 +12,9 @@
 #include "common/check.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "tests/text/parse_cases.h"
 #include "text/detok.h"
+#include "text/parse/parse.h"
 #include "text/template.h"
 
 #define CORPUS "tests/fuzz/corpus/tokenizer/"
@@ -93,6 +95,7 @@ typedef struct job {
     tm_tokenizer *t;
     tm_template *tpl;
     json_t *messages;
+    const parse_case *row;
 } job;
 
 static tm_status load_tokenizer(void *ctx)
@@ -161,6 +164,39 @@ static tm_status render(void *ctx)
     return TM_OK;
 }
 
+static void no_event(void *user, const tm_parse_event *e)
+{
+    (void)user;
+    (void)e;
+}
+
+static tm_status parse(void *ctx)
+{
+    const job *j = ctx;
+    tm_parse *p;
+    const tm_parse_opts o = {.tools = tm_tool_parser_find(j->row->tools), .functions = j->messages};
+    TM_TRY(tm_parse_create(&p, &o, no_event, NULL, NULL));
+    tm_parse_push(p, j->row->text, strlen(j->row->text));
+    tm_parse_finish(p, false);
+    tm_status st = tm_parse_failed(p) ? TM_STATUS_NO_MEMORY : TM_OK;
+    tm_parse_destroy(p);
+    return st;
+}
+
+static void test_parsing(void **state)
+{
+    (void)state;
+    job j = {.count = 0};
+    assert_int_equal(tm_json_parse(PARSE_FUNCTIONS, strlen(PARSE_FUNCTIONS), &j.messages, NULL),
+                     TM_OK);
+    for (size_t i = 0; i < TM_ARRAY_LEN(parse_cases); i++) {
+        j.row = &parse_cases[i];
+        if (j.row->tools)
+            exhaust(j.row->tools, parse, &j);
+    }
+    json_decref(j.messages);
+}
+
 static void test_loading(void **state)
 {
     (void)state;
@@ -214,6 +250,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loading),
         cmocka_unit_test(test_using),
+        cmocka_unit_test(test_parsing),
     };
     return cmocka_run_group_tests_name("oom", tests, NULL, NULL);
 }
