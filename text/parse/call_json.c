@@ -69,7 +69,10 @@ static bool take_value(tm_parse *p, size_t end)
         p->args_end = end;
         return true;
     }
-    json_t *v = json_loadb(s, len, JSON_DECODE_ANY, NULL);
+    json_error_t error = {.text = ""};
+    json_t *v = json_loadb(s, len, JSON_DECODE_ANY, &error);
+    if (!v && json_error_code(&error) == json_error_out_of_memory)
+        p->failed = true;
     bool ok;
     if (p->key == KEY_NAME)
         ok = json_is_string(v) && tm_parse_set_name(p, json_string_value(v), json_string_length(v));
