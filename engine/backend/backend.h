@@ -196,6 +196,16 @@ typedef struct tm_copy_args {
     int ldo, gdo, ldx, gdx;
 } tm_copy_args;
 
+/* A product of each group's own: out[t * ldo + g * gdo + i] = sum over j of x[t * ldx + g * gdx + j] * W_g[i, j], W_g
+ * rows g * n .. of w [groups * n, k]. No bias. */
+typedef struct tm_linear_heads_args {
+    void *out;
+    const void *x;
+    const tm_weight *w;
+    int n_tokens, groups, n;
+    int ldo, gdo, ldx, gdx;
+} tm_linear_heads_args;
+
 typedef enum tm_moe_score { TM_MOE_SOFTMAX, TM_MOE_SIGMOID } tm_moe_score;
 typedef enum tm_group_score { TM_GROUP_MAX, TM_GROUP_TOP2 } tm_group_score;
 
@@ -354,6 +364,8 @@ typedef struct tm_op_table {
     tm_status (*sum_norm)(tm_device *dev, const tm_norm_args *n);
     tm_status (*gather_cols)(tm_device *dev, const tm_gather_cols_args *a);
     tm_status (*argmax_ranks)(tm_device *dev, const tm_argmax_args *a);
+    /* What `linear` does group by group, in one. */
+    tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {

@@ -92,29 +92,25 @@ static tm_status ordinary(tm_model *m, const tm_batch *b, int layer, void *out)
     return tm_run_linear(m, out, m->ws.attn, &l->o, rows);
 }
 
-/* A product of each head's own: `rows` rows of w per head, x and out in strides. */
-typedef struct per_head {
-    void *out;
-    const void *x;
-    const tm_weight *w;
-    int w_rows, ldo, gdo, ldx, gdx; /* row strides, and from head to head */
-} per_head;
-
-static tm_status linear_heads(tm_model *m, const per_head *p, int rows)
+/* One product per head where the backend has none for all. */
+static tm_status linear_heads(tm_model *m, const tm_linear_heads_args *p)
 {
-    size_t bytes = (size_t)p->w_rows * (size_t)p->w->k * tm_dtype_size(p->w->dtype);
-    for (int i = 0; i < m->shard.heads; i++) {
+    const tm_op_table *ops = m->backend->ops;
+    size_t bytes = (size_t)p->n * (size_t)p->w->k * tm_dtype_size(p->w->dtype);
+    if (ops->linear_heads)
+        return ops->linear_heads(m->dev, p);
+    for (int i = 0; i < p->groups; i++) {
         const tm_weight w = {.dtype = p->w->dtype,
-                             .n = p->w_rows,
+                             .n = p->n,
                              .k = p->w->k,
                              .data = (const char *)p->w->data + (size_t)i * bytes};
         const tm_linear_args a = {.out = tm_act_at(m, p->out, i * p->gdo),
                                   .x = tm_act_at(m, (void *)(uintptr_t)p->x, i * p->gdx),
                                   .w = &w,
-                                  .n_tokens = rows,
+                                  .n_tokens = p->n_tokens,
                                   .ldx = p->ldx,
                                   .ldo = p->ldo};
-        TM_TRY(m->backend->ops->linear(m->dev, &a));
+        TM_TRY(ops->linear(m->dev, &a));
     }
     return TM_OK;
 }
@@ -152,14 +148,16 @@ static tm_status latent(tm_model *m, const tm_batch *b, int layer, void *out)
     const tm_mla_arch *a = &m->arch.mla;
     int rows = b->n_tokens, row = qkv_row(m), d = m->arch.head_dim, dq = a->rope + a->nope;
     int heads = m->shard.heads;
-    const per_head in = {.out = tm_act_at(m, m->ws.qkv, a->rope),
-                         .x = tm_act_at(m, m->ws.q, a->rope),
-                         .w = &l->kv_b_k,
-                         .w_rows = a->kv_rank,
-                         .ldo = row,
-                         .gdo = d,
-                         .ldx = heads * dq,
-                         .gdx = dq};
+    const tm_linear_heads_args in = {.out = tm_act_at(m, m->ws.qkv, a->rope),
+                                     .x = tm_act_at(m, m->ws.q, a->rope),
+                                     .w = &l->kv_b_k,
+                                     .n_tokens = rows,
+                                     .groups = heads,
+                                     .n = a->kv_rank,
+                                     .ldo = row,
+                                     .gdo = d,
+                                     .ldx = heads * dq,
+                                     .gdx = dq};
     const tm_copy_args rotated = {.out = m->ws.qkv,
                                   .x = m->ws.q,
                                   .n_tokens = rows,
@@ -169,20 +167,22 @@ static tm_status latent(tm_model *m, const tm_batch *b, int layer, void *out)
                                   .gdo = d,
                                   .ldx = heads * dq,
                                   .gdx = dq};
-    const per_head back = {.out = m->ws.q,
-                           .x = tm_act_at(m, m->ws.attn, a->rope),
-                           .w = &l->kv_b_v,
-                           .w_rows = a->v,
-                           .ldo = heads * a->v,
-                           .gdo = a->v,
-                           .ldx = heads * d,
-                           .gdx = d};
+    const tm_linear_heads_args back = {.out = m->ws.q,
+                                       .x = tm_act_at(m, m->ws.attn, a->rope),
+                                       .w = &l->kv_b_v,
+                                       .n_tokens = rows,
+                                       .groups = heads,
+                                       .n = a->v,
+                                       .ldo = heads * a->v,
+                                       .gdo = a->v,
+                                       .ldx = heads * d,
+                                       .gdx = d};
     TM_TRY(mla_queries(m, l, rows));
     TM_TRY(mla_key(m, l, rows));
-    TM_TRY(linear_heads(m, &in, rows));
+    TM_TRY(linear_heads(m, &in));
     TM_TRY(m->backend->ops->copy(m->dev, &rotated));
     TM_TRY(attend(m, b, layer));
-    TM_TRY(linear_heads(m, &back, rows));
+    TM_TRY(linear_heads(m, &back));
     return tm_run_linear(m, out, m->ws.q, &l->o, rows);
 }
 

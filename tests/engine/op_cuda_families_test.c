@@ -428,6 +428,49 @@ static void strided_linear_test(void **state)
     }
 }
 
+/* All heads at once against the reference's linear, head by head. */
+static void linear_heads_test(void **state)
+{
+    (void)state;
+    static const tm_linear_heads_args cases[] = {
+        {.n_tokens = 1, .groups = 5, .n = 512, .ldo = 2880, .gdo = 576, .ldx = 960, .gdx = 192},
+        {.n_tokens = 8, .groups = 2, .n = 24, .ldo = 64, .gdo = 24, .ldx = 192, .gdx = 96},
+        {.n_tokens = 13, .groups = 3, .n = 128, .ldo = 384, .gdo = 128, .ldx = 1728, .gdx = 576},
+        {.n_tokens = 64, .groups = 2, .n = 70, .ldo = 140, .gdo = 70, .ldx = 200, .gdx = 100},
+        {.n_tokens = 67, .groups = 4, .n = 64, .ldo = 384, .gdo = 96, .ldx = 256, .gdx = 64},
+    };
+    static const int k[] = {128, 72, 512, 40, 64}, at = 32; /* x and out begin in their rows */
+    for (size_t c = 0; c < TM_ARRAY_LEN(cases); c++) {
+        tm_linear_heads_args a = cases[c];
+        size_t nx = (size_t)(a.n_tokens * a.ldx + at), no = (size_t)(a.n_tokens * a.ldo + at);
+        size_t rows = (size_t)(a.n * a.groups), nw = rows * (size_t)k[c];
+        uint16_t *x = op_random_array(nx, gpu_dtype, -1, 1);
+        uint16_t *o = op_random_array(no, gpu_dtype, -1, 1);
+        uint16_t *w = op_random_array(nw, gpu_dtype, -1, 1);
+        float *xf = gpu_widen(x, gpu_dtype, nx), *want = gpu_widen(o, gpu_dtype, no);
+        float *got = malloc(no * sizeof *got);
+        tm_weight one = {.dtype = gpu_dtype, .n = a.n, .k = k[c]}, all = one;
+        for (int g = 0; g < a.groups; g++) {
+            tm_linear_args l = {.out = want + at + g * a.gdo,
+                                .x = xf + at + g * a.gdx,
+                                .w = &one,
+                                .n_tokens = a.n_tokens,
+                                .ldx = a.ldx,
+                                .ldo = a.ldo};
+            one.data = w + (size_t)g * nw / (size_t)a.groups;
+            assert_int_equal(cpu()->linear(gpu_ref, &l), TM_OK);
+        }
+        void *gx = gpu_put(x, nx * 2), *go = gpu_put(o, no * 2), *gw = gpu_put(w, nw * 2);
+        all.n = (int)rows, all.data = gw;
+        a.w = &all, a.x = (uint16_t *)gx + at, a.out = (uint16_t *)go + at;
+        assert_int_equal(gpu->ops->linear_heads(gpu_dev, &a), TM_OK);
+        gpu_get(got, go, no);
+        op_check(op_nmse(got, want, no), gpu_bound(), "linear of heads, case %zu", c);
+        free_all((void *[]){gx, go, gw}, 3);
+        free(x), free(o), free(w), free(xf), free(want), free(got);
+    }
+}
+
 /* ---- rope ---- */
 
 /* Frequencies by sequence, logn scaling, a latent cache. */
@@ -504,7 +547,7 @@ int main(void)
         cmocka_unit_test(copy_test),         cmocka_unit_test(route_test),
         cmocka_unit_test(route_nan_test),    cmocka_unit_test(experts_test),
         cmocka_unit_test(experts_work_test), cmocka_unit_test(strided_linear_test),
-        cmocka_unit_test(rope_test),
+        cmocka_unit_test(rope_test),         cmocka_unit_test(linear_heads_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

@@ -64,6 +64,9 @@ cudaError_t tm_cuda_skinny_gated_launch(const tm_linear_gated_args *a, const tm_
 /* f32 weights, K a multiple of 4. */
 bool tm_cuda_linear_f32_fits(const tm_linear_args *a);
 cudaError_t tm_cuda_linear_f32_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
+/* Up to 64 tokens, K and x's strides multiples of 8. */
+bool tm_cuda_linear_heads_fits(const tm_linear_heads_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_linear_heads_launch(const tm_linear_heads_args *a, const tm_cuda_ctx *c);
 /* Any shape, slowly: one warp per output. */
 cudaError_t tm_cuda_linear_any_launch(const tm_linear_args *a, const tm_cuda_ctx *c);
 /* out[T,N] = bias in every row. */

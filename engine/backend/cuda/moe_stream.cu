@@ -8,27 +8,14 @@
  *
  * Bytes moved: (chosen experts) * rows * K * 2 from memory, and for every 16 rows of W the item's rows of x from L2. */
 #include "engine/backend/cuda/act.cuh"
-#include "engine/backend/cuda/mma.cuh"
 #include "engine/backend/cuda/moe.cuh"
+#include "engine/backend/cuda/stream.cuh"
 
 namespace
 {
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
-constexpr int STEP = 64; /* k of one step of a warp */
 constexpr int DEPTH = 3;
-
-/* One step under way: rows g and g + 8 of the tile and pair g, two halves of 32 k each. */
-struct step_regs {
-    uint4 lo[2], hi[2];
-    uint32_t x[2][4];
-};
-
-/* Where a lane reads; zeros instead of rows that are not there. */
-template <typename T> struct lane_rows {
-    const T *lo, *hi, *x;
-    bool has_lo, has_hi, has_x;
-};
 
 template <typename T, bool GATED>
 __device__ lane_rows<T> find_rows(const moe_product &a, const moe_item &item)
@@ -45,28 +32,6 @@ __device__ lane_rows<T> find_rows(const moe_product &a, const moe_item &item)
     r.hi = w + (size_t)(r.has_hi ? hi : 0) * a.k;
     r.x = static_cast<const T *>(a.x) + (size_t)(GATED ? a.order[i] / a.top_k : i) * a.k;
     return r;
-}
-
-template <typename T>
-__device__ __forceinline__ void load_step(step_regs &s, const lane_rows<T> &r, int step, int k)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int at = step * STEP + h * 32 + threadIdx.x % 4 * 8;
-        s.lo[h] = s.hi[h] = make_uint4(0, 0, 0, 0);
-        load_weights(s.lo[h], r.lo + at, r.has_lo && at < k);
-        load_weights(s.hi[h], r.hi + at, r.has_hi && at < k);
-        load_stream(s.x[h], r.x + at, r.has_x && at < k);
-    }
-}
-
-template <typename T> __device__ __forceinline__ void multiply(float (&acc)[4], const step_regs &s)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        mma<T>(acc, s.lo[h].x, s.hi[h].x, s.lo[h].y, s.hi[h].y, s.x[h][0], s.x[h][1]);
-        mma<T>(acc, s.lo[h].z, s.hi[h].z, s.lo[h].w, s.hi[h].w, s.x[h][2], s.x[h][3]);
-    }
 }
 
 /* Element e of the tile's sums, [lane][4], over the warps. */
@@ -106,7 +71,8 @@ __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
         return;
     const moe_item item = a.items[blockIdx.y];
     const lane_rows<T> r = find_rows<T, GATED>(a, item);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = (a.k + STEP - 1) / STEP;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32,
+              steps = (a.k + STREAM_STEP - 1) / STREAM_STEP;
     step_regs s[DEPTH];
     float acc[4] = {};
 #pragma unroll
@@ -115,7 +81,7 @@ __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
     for (int at = warp; at < steps; at += DEPTH * WARPS) {
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
-            multiply<T>(acc, s[d]); /* zeros behind the end */
+            multiply_step<T>(acc, s[d]); /* zeros behind the end */
             load_step<T>(s[d], r, at + (d + DEPTH) * WARPS, a.k);
         }
     }

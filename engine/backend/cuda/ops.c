@@ -115,6 +115,29 @@ static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
     return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
 }
 
+static tm_status op_linear_heads(tm_device *dev, const tm_linear_heads_args *a)
+{
+    if (a->n_tokens == 0)
+        return TM_OK;
+    if (tm_cuda_linear_heads_fits(a, &dev->ctx))
+        return TM_CUDA(dev, tm_cuda_linear_heads_launch(a, &dev->ctx));
+    size_t bytes = (size_t)a->n * (size_t)a->w->k * tm_dtype_size(a->w->dtype);
+    size_t act = tm_dtype_size(dev->ctx.act);
+    for (int i = 0; i < a->groups; i++) {
+        tm_weight w = *a->w;
+        w.n = a->n;
+        w.data = (const char *)a->w->data + (size_t)i * bytes;
+        const tm_linear_args l = {.out = (char *)a->out + (size_t)i * (size_t)a->gdo * act,
+                                  .x = (const char *)a->x + (size_t)i * (size_t)a->gdx * act,
+                                  .w = &w,
+                                  .n_tokens = a->n_tokens,
+                                  .ldx = a->ldx,
+                                  .ldo = a->ldo};
+        TM_TRY(op_linear(dev, &l));
+    }
+    return TM_OK;
+}
+
 static tm_status op_linear_gated(tm_device *dev, const tm_linear_gated_args *a)
 {
     if (a->n_tokens == 0)
@@ -202,4 +225,5 @@ const tm_op_table tm_cuda_ops = {
     .sum_norm = tm_cuda_op_sum_norm,
     .gather_cols = tm_cuda_op_gather_cols,
     .argmax_ranks = tm_cuda_op_argmax_ranks,
+    .linear_heads = op_linear_heads,
 };
