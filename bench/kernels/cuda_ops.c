@@ -181,6 +181,12 @@ static const int32_t *put(lab *l, const int32_t *host, size_t n)
     return p;
 }
 
+/* DeepSeek's: keys are their own values. */
+static bool latent(const attention_shape *s)
+{
+    return s->d == 576;
+}
+
 /* seqs sequences of `context` keys with `rows` new tokens each; blocks in order over the pool, which they share when
  * it is too small. */
 static void setup_attention(lab *l, attention_case *c)
@@ -209,7 +215,7 @@ static void setup_attention(lab *l, attention_case *c)
                           .blocks = put(l, blocks, (size_t)(c->s.seqs * per)),
                           .max_blocks = per};
     c->kv = (tm_kv_layer){.k = l->pool,
-                          .v = l->pool + half,
+                          .v = latent(&c->s) ? l->pool : l->pool + half,
                           .dtype = TM_DTYPE_BF16,
                           .n_blocks = pool,
                           .block_tokens = BT,
@@ -221,17 +227,20 @@ static void setup_attention(lab *l, attention_case *c)
 static void bench_attention(lab *l)
 {
     static const attention_shape shapes[] = {
-        {1, 1, 1024, 32, 8, 128},    {1, 1, 8192, 32, 8, 128},    {8, 1, 1024, 32, 8, 128},
-        {32, 1, 1024, 32, 8, 128},   {64, 1, 4096, 32, 8, 128},   {128, 1, 1024, 32, 8, 128},
-        {64, 1, 4096, 64, 8, 128},   {1, 1, 1024, 14, 2, 64},     {32, 1, 1024, 32, 32, 128},
-        {1, 1024, 1024, 32, 8, 128}, {1, 2048, 2048, 32, 8, 128}, {1, 8192, 8192, 32, 8, 128},
-        {4, 512, 4096, 32, 8, 128},
+        {1, 1, 1024, 32, 8, 128},    {1, 1, 8192, 32, 8, 128},     {8, 1, 1024, 32, 8, 128},
+        {32, 1, 1024, 32, 8, 128},   {64, 1, 4096, 32, 8, 128},    {128, 1, 1024, 32, 8, 128},
+        {64, 1, 4096, 64, 8, 128},   {1, 1, 1024, 14, 2, 64},      {32, 1, 1024, 32, 32, 128},
+        {1, 1024, 1024, 32, 8, 128}, {1, 2048, 2048, 32, 8, 128},  {1, 8192, 8192, 32, 8, 128},
+        {4, 512, 4096, 32, 8, 128},  {1, 1, 4096, 128, 1, 576},    {32, 1, 4096, 128, 1, 576},
+        {64, 1, 4096, 16, 1, 576},   {1, 2048, 2048, 128, 1, 576}, {32, 1, 1024, 32, 8, 112},
+        {1, 2048, 2048, 32, 8, 112},
     };
     for (size_t i = 0; i < TM_ARRAY_LEN(shapes); i++) {
         attention_case one = {.s = shapes[i]}, *c = &one;
         setup_attention(l, c);
         double s = time_calls(l, attention_call, c, c->s.rows > 1 ? 4 : 32);
-        double bytes = 4.0 * c->s.seqs * c->s.context * c->s.kv_heads * c->s.d;
+        double bytes =
+            (latent(&c->s) ? 2.0 : 4.0) * c->s.seqs * c->s.context * c->s.kv_heads * c->s.d;
         double before = c->s.context - c->s.rows;
         double flop =
             4.0 * c->s.seqs * c->s.heads * c->s.d * c->s.rows * (before + 0.5 * c->s.rows);
@@ -241,6 +250,91 @@ static void bench_attention(lab *l)
             printf(" %.2f TB/s = %.0f %%\n", bytes / s * 1e-12, 100 * bytes / s / l->read_rate);
         else
             printf(" %.0f TFLOP/s\n", flop / s * 1e-12);
+    }
+}
+
+typedef struct experts_case {
+    const char *name;
+    int h, f, experts, top_k;
+    int tokens;
+    const int32_t *ids;
+    const float *weights;
+    void *work;
+} experts_case;
+
+static void experts_call(lab *l, int call, const void *arg)
+{
+    const experts_case *c = arg;
+    size_t rows = (size_t)c->experts * (size_t)c->h * (size_t)c->f * 2;
+    size_t places = TM_MAX(l->pool_bytes / (3 * rows), (size_t)1);
+    char *at = l->pool + (size_t)call % places * 3 * rows;
+    tm_weight up = {.dtype = TM_DTYPE_BF16, .n = c->experts * 2 * c->f, .k = c->h, .data = at};
+    tm_weight down = {
+        .dtype = TM_DTYPE_BF16, .n = c->experts * c->h, .k = c->f, .data = at + 2 * rows};
+    const tm_moe_experts_args a = {.out = l->out,
+                                   .x = l->x,
+                                   .ids = c->ids,
+                                   .weights = c->weights,
+                                   .gate_up = &up,
+                                   .down = &down,
+                                   .work = c->work,
+                                   .n_tokens = c->tokens,
+                                   .h = c->h,
+                                   .f = c->f,
+                                   .n_experts = c->experts,
+                                   .top_k = c->top_k,
+                                   .act = TM_ACT_SILU};
+    must(l->b->ops->moe_experts(l->dev, &a), c->name);
+}
+
+/* Random experts, all of a token different; *chosen: how many the first n tokens have between them. */
+static int32_t *draw_experts(const experts_case *c, int n, int *chosen)
+{
+    uint64_t r = 88172645463325252u;
+    bool seen[1024] = {false};
+    int32_t *ids = calloc((size_t)(n * c->top_k), sizeof *ids);
+    TM_ASSERT(ids && c->experts <= 1024);
+    *chosen = 0;
+    for (int i = 0; i < n * c->top_k;) {
+        bool taken = false;
+        r = r * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = (int32_t)((r >> 33) % (uint64_t)c->experts);
+        for (int j = i / c->top_k * c->top_k; j < i; j++)
+            taken = taken || ids[j] == ids[i];
+        if (taken)
+            continue;
+        *chosen += !seen[ids[i]];
+        seen[ids[i++]] = true;
+    }
+    return ids;
+}
+
+static void bench_experts(lab *l)
+{
+    static const experts_case cases[] = {{.name = "Qwen3-30B", 2048, 768, 128, 8},
+                                         {.name = "Mixtral 8x7B / 2", 4096, 7168, 8, 2},
+                                         {.name = "DeepSeek-V3 / 8", 7168, 256, 256, 8}};
+    static const int tokens[] = {1, 4, 8, 32, 64, 256, 1024, 4096};
+    float *weights = take(l, (size_t)TOKENS_MAX * 8 * sizeof *weights);
+    fill(l, weights, (size_t)TOKENS_MAX * 8 * sizeof *weights);
+    for (size_t i = 0; i < TM_ARRAY_LEN(cases); i++) {
+        experts_case c = cases[i];
+        tm_moe_experts_args most = {.n_tokens = 4096, .h = c.h, .f = c.f};
+        most.n_experts = c.experts, most.top_k = c.top_k;
+        c.work = take(l, l->b->ops->moe_work_bytes(&most));
+        c.weights = weights;
+        for (size_t t = 0; t < TM_ARRAY_LEN(tokens); t++) {
+            int chosen;
+            c.tokens = tokens[t];
+            int32_t *ids = draw_experts(&c, c.tokens, &chosen);
+            c.ids = put(l, ids, (size_t)(c.tokens * c.top_k));
+            free(ids);
+            double s = time_calls(l, experts_call, &c, c.tokens > 64 ? 4 : 16);
+            double size = 6.0 * c.h * c.f, flop = size * c.tokens * c.top_k;
+            printf("experts %-16s T=%-5d %3d chosen: %8.1f us %5.2f TB/s %4.0f TFLOP/s\n", c.name,
+                   c.tokens, chosen, s * 1e6, size * chosen / s * 1e-12, flop / s * 1e-12);
+        }
+        l->b->dev->free(l->dev, c.work);
     }
 }
 
@@ -407,6 +501,7 @@ int main(int argc, char **argv)
     bench_layers(&l);
     bench_rows(&l);
     bench_attention(&l);
+    bench_experts(&l);
     bench_linear(&l);
     l.b->dev->close(l.dev);
     return 0;
