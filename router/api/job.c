@@ -172,7 +172,7 @@ static bool start_choice(tm_api_choice *ch, const tm_api_params *params, tm_gen_
         .include_stop = j->include_stop,
         .keep = j->keep,
         .keep_count = j->keep_count,
-        .continues = !j->chat && prompt->len > 0 &&
+        .continues = (!j->chat || j->forced || params->continue_final_message) && prompt->len > 0 &&
                      !tm_tokenizer_is_special(j->served->tokenizer, prompt->ids[prompt->len - 1])};
     if (tm_detok_create(&ch->detok, j->served->tokenizer, &detok, NULL) != TM_OK ||
         !tm_api_answer_open(ch))

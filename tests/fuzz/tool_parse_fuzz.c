@@ -62,7 +62,7 @@ static const tm_tool_parser *tool_parser(int n)
     static const char *const names[] = {"hermes",   "llama3",      "mistral",      "mistral-v11",
                                         "internlm", "deepseek-v3", "deepseek-v31", "glm4",
                                         "glm47",    "qwen3coder",  "granite",      "phi4",
-                                        "react",    "chatglm3",    "pythonic"};
+                                        "react",    "chatglm3",    "pythonic",     "deepseek-v32"};
     return n >= 0 && n < (int)TM_ARRAY_LEN(names) ? tm_tool_parser_find(names[n]) : NULL;
 }
 

@@ -153,6 +153,15 @@ static const parse_case parse_cases[] = {
          "0:weather" PARIS "!1:now{}!"),
     CASE("deepseek-v31", NULL, DS_OPEN DS_CALL "weather" DS_SEP "{\"ci", "0:weather{\"ci",
          .cut = true),
+    CASE("deepseek-v32", NULL,
+         "Yes.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"weather\">\n"
+         "<｜DSML｜parameter name=\"city\" string=\"true\">Paris</｜DSML｜parameter>\n"
+         "<｜DSML｜parameter name=\"x\" string=\"false\">[1, \"a\"]</｜DSML｜parameter>\n"
+         "</｜DSML｜invoke>\n<｜DSML｜invoke "
+         "name=\"now\">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+         "C(Yes.)0:weather{\"city\": \"Paris\", \"x\": [1, \"a\"]}!1:now{}!"),
+    CASE("deepseek-v32", NULL, "<｜DSML｜function_calls>\nnone",
+         "C(<｜DSML｜function_calls>\nnone)"),
     /* glm 4 */
     CASE("glm4", NULL, "weather\n" PARIS, "0:weather" PARIS "!"),
     CASE("glm4", NULL, "\nweather\n" PARIS "\nnow\n{}", "0:weather" PARIS "!1:now{}!"),

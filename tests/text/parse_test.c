@@ -244,6 +244,10 @@ static void forced_beginnings(void **state)
         {"internlm", " " PARIS "}<|action_end|>", "0:weather" PARIS "!"},
         {"deepseek-v3", PARIS "\n```" DS_END DS_CLOSE, "0:weather" PARIS "!"},
         {"deepseek-v31", PARIS DS_END DS_CLOSE, "0:weather" PARIS "!"},
+        {"deepseek-v32",
+         "<｜DSML｜parameter name=\"city\" string=\"true\">Paris</｜DSML｜parameter>\n"
+         "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+         "0:weather" PARIS "!"},
         {"glm4", PARIS, "0:weather" PARIS "!"},
         {"glm47", "<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
          "0:weather" PARIS "!"},
@@ -368,6 +372,7 @@ static void detection_of_published_templates(void **state)
         {"GLM-4.6", "glm47", "think"},
         {"deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-v3", "think"},
         {"deepseek-ai-DeepSeek-V3.1", "deepseek-v31", "think"},
+        {"deepseek-ai-DeepSeek-V3.2", "deepseek-v32", "think"},
         {"ibm-granite-granite-3.3-2B-Instruct", "granite", "think"},
         {"meta-llama-Llama-3.1-8B-Instruct", "llama3", "-"},
         {"meta-llama-Llama-3.2-3B-Instruct", "llama3", "-"},

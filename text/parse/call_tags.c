@@ -7,6 +7,9 @@
 #include "common/json.h"
 #include "text/parse/machine.h"
 
+/* What p->key says of the value to come. */
+enum { BY_SCHEMA, TEXT, JSON };
+
 enum { OPEN, NAME, BETWEEN, KEY, VALUE_OPEN, VALUE, BEHIND };
 
 static const char *since(const tm_parse *p, size_t *len)
@@ -79,6 +82,10 @@ static void put_argument(tm_parse *p, const char *s, size_t len)
 {
     bool known;
     bool text = is_text(p, p->text.data, p->text.len, &known);
+    if (p->key != BY_SCHEMA) {
+        known = true;
+        text = p->key == TEXT;
+    }
     tm_buf out;
     tm_jw w;
     tm_buf_init(&out, 8 * TM_PARSE_CALL_MAX);
@@ -86,7 +93,8 @@ static void put_argument(tm_parse *p, const char *s, size_t len)
     tm_buf_puts(&out, p->members++ ? ", " : "{");
     tm_jw_strn(&w, p->text.data ? p->text.data : "", p->text.len);
     tm_buf_puts(&out, ": ");
-    trim_lines(&s, &len);
+    if (p->key == BY_SCHEMA)
+        trim_lines(&s, &len);
     const char *bare = s;
     size_t bare_len = len;
     trim(&bare, &bare_len);
@@ -104,6 +112,19 @@ static void put_argument(tm_parse *p, const char *s, size_t len)
         p->failed = true;
     tm_parse_arguments(p, out.data, out.len);
     tm_buf_deinit(&out);
+}
+
+/* The key in front of its attribute, which says what the value is. */
+static void split_key(tm_parse *p, const char *s, size_t *len)
+{
+    const char *attr = p->row->key_attr;
+    const char *at = attr ? memmem(s, *len, attr, strlen(attr)) : NULL;
+    p->key = BY_SCHEMA;
+    if (!at)
+        return;
+    const char *value = at + strlen(attr);
+    p->key = (size_t)(s + *len - value) == 4 && memcmp(value, "true", 4) == 0 ? TEXT : JSON;
+    *len = (size_t)(at - s);
 }
 
 /* ---- states --------------------------------------------------------------------------------------------- */
@@ -184,6 +205,7 @@ static tm_step key_byte(tm_parse *p)
         return len > 2 * TM_PARSE_NAME_MAX ? TM_STEP_BAD : TM_STEP_MORE;
     len -= strlen(p->row->key_close);
     trim(&s, &len);
+    split_key(p, s, &len);
     tm_buf_clear(&p->text);
     tm_buf_append(&p->text, s, len);
     to(p, p->row->value_open ? VALUE_OPEN : VALUE);

@@ -41,7 +41,8 @@ struct tm_tool_parser {
     bool typed; /* "function" and another sep stand in front of the name */
     /* tagged calls: name_open NAME name_close (key_open KEY key_close value_open VALUE value_close)* end */
     const char *name_open, *name_close, *key_open, *key_close, *value_open, *value_close, *end;
-    bool text_values; /* values of unknown type are text */
+    bool text_values;     /* values of unknown type are text */
+    const char *key_attr; /* between KEY and "true" (the value is text) or "false" (JSON) */
     /* how a forced call begins, in front of the name and behind it; NULL: not without a name */
     const char *force, *force_name;
     const char *stop;
