@@ -493,6 +493,35 @@ static void refusals(void **state)
     assert_int_equal(fake.gen_count, 0);
 }
 
+static void limits(void **state)
+{
+    (void)state;
+    for (int count = 128; count <= 129; count++) {
+        for (int len = 64; len <= 65; len++) {
+            answer a;
+            char name[80];
+            tm_buf body;
+            tm_buf_init(&body, 0);
+            memset(name, 'n', sizeof name);
+            name[len] = 0;
+            tm_buf_puts(&body, "{\"model\":\"demo\"," ASK ",\"tools\":[");
+            for (int i = 0; i < count; i++)
+                tm_buf_printf(&body, "%s{\"type\":\"function\",\"function\":{\"name\":\"%s\"}}",
+                              i ? "," : "", i ? "f" : name);
+            tm_buf_puts(&body, "]}");
+            fake_answer("ok", true);
+            rig_post(&g_rig, &a, CHAT, body.data);
+            if (count == 128 && len == 64)
+                assert_int_equal(a.status, 200);
+            else
+                assert_error(&a, 400, "invalid_request_error", "invalid_value",
+                             count > 128 ? "tools" : "tools[0].function.name");
+            answer_free(&a);
+            tm_buf_deinit(&body);
+        }
+    }
+}
+
 /* ---- other served models ---- */
 
 static void without_a_place_for_tools(void **state)
@@ -629,6 +658,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(stop_strings_and_logprobs, start, stop),
         cmocka_unit_test_setup_teardown(old_functions, start, stop),
         cmocka_unit_test_setup_teardown(refusals, start, stop),
+        cmocka_unit_test_setup_teardown(limits, start, stop),
         cmocka_unit_test(without_a_place_for_tools),
         cmocka_unit_test(parsers_off),
         cmocka_unit_test(named_parser),
