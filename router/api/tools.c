@@ -9,6 +9,7 @@
 #include "router/api/field_parse.h"
 
 #define NAME_MAX_BYTES 64
+#define SCHEMA_MAX     ((size_t)256 << 10) /* bytes of one schema as JSON */
 
 /* "tools[3].function.name" */
 typedef struct place {
@@ -61,6 +62,9 @@ static bool check_function(const char *field, size_t i, const char *inside, cons
     snprintf(rest, sizeof rest, "%s.parameters", inside);
     if (schema && !json_is_object(schema))
         return tm_api_fail_type(e, at(&p, field, i, rest), "an object", schema);
+    if (schema && json_dumpb(schema, NULL, 0, JSON_COMPACT) > SCHEMA_MAX)
+        return tm_api_fail(e, TM_API_INVALID_VALUE, at(&p, field, i, rest),
+                           "'%s' has more than %zu KiB.", at(&p, field, i, rest), SCHEMA_MAX >> 10);
     snprintf(rest, sizeof rest, "%s.strict", inside);
     if (strict && !json_is_boolean(strict))
         return tm_api_fail_type(e, at(&p, field, i, rest), "a boolean", strict);
@@ -223,9 +227,10 @@ static const char *name_of(const json_t *tool, bool old)
     return json_string_value(json_object_get(fn, "name"));
 }
 
-static bool offers(const json_t *list, bool old, const char *name)
+/* Among the first `count`. */
+static bool offers(const json_t *list, size_t count, bool old, const char *name)
 {
-    for (size_t i = 0; i < json_array_size(list); i++)
+    for (size_t i = 0; i < count; i++)
         if (strcmp(name_of(json_array_get(list, i), old), name) == 0)
             return true;
     return false;
@@ -245,7 +250,8 @@ static bool check_allowed_names(const tm_api_params *p, tm_api_error *e)
 {
     const json_t *list = json_object_get(allowed(p->tool_choice), "tools");
     for (size_t i = 0; i < json_array_size(list); i++)
-        if (!offers(p->tools, false, name_of(json_array_get(list, i), false)))
+        if (!offers(p->tools, json_array_size(p->tools), false,
+                    name_of(json_array_get(list, i), false)))
             return tm_api_fail(e, TM_API_INVALID_VALUE, "tool_choice",
                                "'tool_choice' allows '%s', which is not in 'tools'.",
                                name_of(json_array_get(list, i), false));
@@ -269,8 +275,15 @@ bool tm_api_tools_check(const tm_api_params *p, tm_api_error *e)
                tm_api_fail(e, TM_API_INVALID_VALUE, field,
                            "'%s' is only allowed when tools are given.", field);
     }
+    for (size_t i = 1; i < json_array_size(list); i++) {
+        const char *again = name_of(json_array_get(list, i), old);
+        if (offers(list, i, old, again))
+            return tm_api_fail(e, TM_API_INVALID_VALUE, old ? "functions" : "tools",
+                               "'%s' has two functions of the name '%s'.",
+                               old ? "functions" : "tools", again);
+    }
     const char *name = chosen_name(p, old);
-    if (name && !offers(list, old, name))
+    if (name && !offers(list, json_array_size(list), old, name))
         return tm_api_fail(e, TM_API_INVALID_VALUE, field,
                            "'%s' names '%s', which is not among the tools.", field, name);
     if (!old && strcmp(choice_type(choice), "allowed_tools") == 0)
@@ -289,7 +302,7 @@ static json_t *full_list(const tm_api_params *p)
         only = json_object_get(allowed(p->tool_choice), "tools");
     json_array_foreach(from, i, item)
     {
-        if (only && !offers(only, false, name_of(item, false)))
+        if (only && !offers(only, json_array_size(only), false, name_of(item, false)))
             continue;
         json_t *full =
             old ? json_pack("{s:s, s:O}", "type", "function", "function", item) : json_incref(item);

@@ -477,6 +477,7 @@ static void refusals(void **state)
         {TOOLS ",\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"auto\","
                "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"x\"}}]}}",
          "tool_choice", "invalid_value"},
+        {"\"tools\":[" NOW "," NOW "]", "tools", "invalid_value"},
         {TOOLS ",\"functions\":[{\"name\":\"f\"}]", "functions", "invalid_value"},
         {TOOLS ",\"tool_choice\":\"required\",\"add_generation_prompt\":false", "tool_choice",
          "unsupported_feature"},
@@ -506,9 +507,9 @@ static void limits(void **state)
             name[len] = 0;
             tm_buf_puts(&body, "{\"model\":\"demo\"," ASK ",\"tools\":[");
             for (int i = 0; i < count; i++)
-                tm_buf_printf(&body, "%s{\"type\":\"function\",\"function\":{\"name\":\"%s\"}}",
-                              i ? "," : "", i ? "f" : name);
-            tm_buf_puts(&body, "]}");
+                tm_buf_printf(&body, "%s{\"type\":\"function\",\"function\":{\"name\":\"%s%d\"}}",
+                              i ? "," : "", i ? "f" : name + 1, i);
+            tm_buf_puts(&body, "],\"tool_choice\":\"none\"}");
             fake_answer("ok", true);
             rig_post(&g_rig, &a, CHAT, body.data);
             if (count == 128 && len == 64)
@@ -519,6 +520,32 @@ static void limits(void **state)
             answer_free(&a);
             tm_buf_deinit(&body);
         }
+    }
+}
+
+static void schema_limit(void **state)
+{
+    (void)state;
+    const size_t max = (size_t)256 << 10, around = strlen("{\"x\":\"\"}");
+    for (size_t size = max; size <= max + 1; size++) {
+        answer a;
+        tm_buf body;
+        tm_buf_init(&body, 0);
+        tm_buf_puts(&body,
+                    "{\"model\":\"demo\"," ASK ",\"tool_choice\":\"none\",\"tools\":[{\"type\":"
+                    "\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"x\":\"");
+        for (size_t i = around; i < size; i++)
+            tm_buf_putc(&body, 'x');
+        tm_buf_puts(&body, "\"}}}]}");
+        fake_answer("ok", true);
+        rig_post(&g_rig, &a, CHAT, body.data);
+        if (size == max)
+            assert_int_equal(a.status, 200);
+        else
+            assert_error(&a, 400, "invalid_request_error", "invalid_value",
+                         "tools[0].function.parameters");
+        answer_free(&a);
+        tm_buf_deinit(&body);
     }
 }
 
@@ -659,6 +686,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(old_functions, start, stop),
         cmocka_unit_test_setup_teardown(refusals, start, stop),
         cmocka_unit_test_setup_teardown(limits, start, stop),
+        cmocka_unit_test_setup_teardown(schema_limit, start, stop),
         cmocka_unit_test(without_a_place_for_tools),
         cmocka_unit_test(parsers_off),
         cmocka_unit_test(named_parser),
