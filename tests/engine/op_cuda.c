@@ -78,6 +78,8 @@ int gpu_run(const struct CMUnitTest *tests, size_t count)
     static const tm_dtype dtypes[] = {TM_DTYPE_BF16, TM_DTYPE_F16};
     int failed = 0;
     op_seed();
+    if (getenv("TM_TEST")) /* one test, or several by a pattern */
+        cmocka_set_test_filter(getenv("TM_TEST"));
     gpu = tm_backend_find("cuda");
     gpu_ref = op_device_open("ref", 1);
     for (size_t i = 0; i < TM_ARRAY_LEN(dtypes); i++) {

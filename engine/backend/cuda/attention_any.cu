@@ -9,9 +9,9 @@
  * Two buffers: keys and values in turn, or, where they are the same, this tile and the next. Rows of shared memory are
  * an odd multiple of 16 bytes: no bank conflicts. Dims behind the head (to a multiple of 16) are zeros.
  *
- * Decodes are cut into parts by their length on the device; the number of parts depends on the batch's shape alone, and
- * the last block of a row tile to finish adds them up in order. Bytes moved: for every 64 rows the keys and
- * values that they see, once. */
+ * Decodes are cut into parts by their length on the device; the number of parts depends on the batch's shape alone. A
+ * second kernel, a block per row, adds them up in order: one block for 64 rows would take longer than the attention
+ * itself. Bytes moved: for every 64 rows the keys and values that they see, once. */
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
 
@@ -21,6 +21,7 @@ namespace
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 constexpr int ROWS = 64, KEYS = 32;
 constexpr int P_LD = KEYS + 8;
+constexpr int MERGE_THREADS = 128;
 constexpr int SPLITS_MAX = 64;
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -30,7 +31,6 @@ struct any_args {
     const int32_t *blocks, *seq_begin, *kv_len;
     const float *alibi;
     float *scratch;
-    int *tickets;
     int max_blocks, block_tokens, heads, kv_heads, group, d, ld, window;
     int first_seq, end_seq, splits;
     int seq_tiles; /* row tiles of a sequence with one token; 0: prompts */
@@ -50,8 +50,6 @@ struct tile {
 struct any_smem {
     float max[2][ROWS], sum[2][ROWS]; /* of the two halves of a tile's keys */
     float corr[ROWS];                 /* what earlier sums are multiplied by */
-    float factor[SPLITS_MAX];
-    bool last;
 };
 
 /* Rows row0 .. of sequence s, whose n tokens begin at row token0 of the batch. */
@@ -85,14 +83,14 @@ __device__ bool find_rows(const any_args &a, int index, tile *t)
 }
 
 /* The keys that some row of the tile sees, and the block's part of them. */
-__device__ bool find_part(const any_args &a, tile *t)
+__device__ bool find_part(const any_args &a, int part, tile *t)
 {
     const int first_pos = t->pos0 + t->row0 / a.group;
     const int last_pos = t->pos0 + (t->row0 + t->rows - 1) / a.group;
     const int first = a.window > 0 ? max(first_pos - a.window + 1, 0) / KEYS * KEYS : 0;
     const int units = (last_pos + 1 - first + KEYS - 1) / KEYS;
     const int each = (units + a.splits - 1) / a.splits;
-    t->part = blockIdx.z;
+    t->part = part;
     t->parts = (units + each - 1) / each;
     t->begin = first + t->part * each * KEYS;
     t->end = min(t->begin + each * KEYS, last_pos + 1);
@@ -317,6 +315,13 @@ __host__ __device__ inline size_t part_floats(int d)
     return (size_t)ROWS * d + 2 * ROWS;
 }
 
+/* This block's tile and kv head, by part. */
+__device__ float *part_of(const any_args &a, int part)
+{
+    const size_t unit = (size_t)blockIdx.x * gridDim.y + blockIdx.y;
+    return a.scratch + (unit * a.splits + part) * part_floats(a.d);
+}
+
 template <int RUNS>
 __device__ void store_part(const any_args &a, const tile &t, const any_smem &sm,
                            const float (&o)[4][RUNS][4], float *to)
@@ -338,46 +343,6 @@ __device__ void store_part(const any_args &a, const tile &t, const any_smem &sm,
         to[(size_t)ROWS * a.d + threadIdx.x] = sm.max[0][threadIdx.x];
         to[(size_t)ROWS * a.d + ROWS + threadIdx.x] = sm.sum[0][threadIdx.x];
     }
-}
-
-/* The sum of all parts, row by row; by the block that finished last. */
-template <typename T>
-__device__ void add_parts(const any_args &a, const tile &t, any_smem &sm, const float *parts)
-{
-    const size_t size = part_floats(a.d), stats = (size_t)ROWS * a.d;
-    for (int r = 0; r < t.rows; r++) {
-        float top = -INFINITY, sum = 0.0f;
-        for (int p = 0; p < t.parts; p++)
-            top = fmaxf(top, __ldcg(parts + p * size + stats + r));
-        if ((int)threadIdx.x < t.parts)
-            sm.factor[threadIdx.x] = power2(__ldcg(parts + threadIdx.x * size + stats + r) - top);
-        __syncthreads();
-        for (int p = 0; p < t.parts; p++)
-            sum += sm.factor[p] * __ldcg(parts + p * size + stats + ROWS + r);
-        T *to = out_row<T>(a, t, r);
-        for (int i = threadIdx.x; i < a.d; i += THREADS) {
-            float v = 0.0f;
-            for (int p = 0; p < t.parts; p++)
-                v += sm.factor[p] * __ldcg(parts + p * size + (size_t)r * a.d + i);
-            to[i] = from_f32<T>(v / sum);
-        }
-        __syncthreads();
-    }
-}
-
-/* True in the block that finishes last of the unit's parts. */
-__device__ bool is_last(const any_args &a, any_smem &sm, int unit, int parts)
-{
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        sm.last = atomicAdd(&a.tickets[unit], 1) == parts - 1;
-        if (sm.last)
-            a.tickets[unit] = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return sm.last;
 }
 
 /* All keys of the part: buffer 0 has keys, buffer 1 values, or both have keys that are values, in turn. */
@@ -421,7 +386,7 @@ template <typename T, int RUNS> __global__ void __launch_bounds__(THREADS, 1) an
     start_next();
     wait_previous();
     tile t;
-    if (!find_rows(a, blockIdx.x, &t) || !find_part(a, &t))
+    if (!find_rows(a, blockIdx.x, &t) || !find_part(a, blockIdx.z, &t))
         return;
     t.kv_head = blockIdx.y;
     lane_rows r = make_rows(a, t);
@@ -432,20 +397,64 @@ template <typename T, int RUNS> __global__ void __launch_bounds__(THREADS, 1) an
         store_rows<T, RUNS>(a, t, sm, o);
         return;
     }
-    const int unit = blockIdx.x * gridDim.y + blockIdx.y;
-    float *parts = a.scratch + (size_t)unit * a.splits * part_floats(a.d);
-    store_part<RUNS>(a, t, sm, o, parts + t.part * part_floats(a.d));
-    if (is_last(a, sm, unit, t.parts))
-        add_parts<T>(a, t, sm, parts);
+    store_part<RUNS>(a, t, sm, o, part_of(a, t.part));
+}
+
+/* A row of a tile that has several parts: their sum. */
+template <typename T> __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(any_args a)
+{
+    SHARED(float[SPLITS_MAX], tops);
+    SHARED(float[SPLITS_MAX], factor);
+    start_next();
+    wait_previous();
+    tile t;
+    const int row = blockIdx.z, i = threadIdx.x;
+    if (!find_rows(a, blockIdx.x, &t) || row >= t.rows)
+        return;
+    find_part(a, 0, &t);
+    if (t.parts == 1)
+        return;
+    t.kv_head = blockIdx.y;
+    const size_t stats = (size_t)ROWS * a.d + row;
+    if (i < t.parts)
+        tops[i] = part_of(a, i)[stats];
+    __syncthreads();
+    float top = -INFINITY, sum = 0.0f;
+    for (int p = 0; p < t.parts; p++)
+        top = fmaxf(top, tops[p]);
+    if (i < t.parts)
+        factor[i] = power2(tops[i] - top);
+    __syncthreads();
+    for (int p = 0; p < t.parts; p++)
+        sum += factor[p] * part_of(a, p)[stats + ROWS];
+    for (int at = i * 4; at < a.d; at += MERGE_THREADS * 4) {
+        float v[4] = {};
+#pragma unroll 4
+        for (int p = 0; p < t.parts; p++) {
+            const pack<float, 4> u = load_pack<float, 4>(part_of(a, p) + (size_t)row * a.d + at, 0);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                v[e] += factor[p] * u.e[e];
+        }
+        pack<T, 4> o;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            o.e[e] = from_f32<T>(v[e] / sum);
+        store_pack<T, 4>(out_row<T>(a, t, row) + at, 0, o);
+    }
 }
 
 template <typename T, int RUNS>
 cudaError_t launch(const any_args &a, int tiles, const tm_cuda_ctx *c)
 {
     const size_t smem = ((size_t)(ROWS + 2 * KEYS) * a.ld + ROWS * P_LD) * 2;
-    return launch_kernel(c, any_kernel<T, RUNS>,
-                         dim3((unsigned)tiles, (unsigned)a.kv_heads, (unsigned)a.splits), THREADS,
-                         smem, a);
+    const unsigned x = (unsigned)tiles, y = (unsigned)a.kv_heads;
+    cudaError_t e =
+        launch_kernel(c, any_kernel<T, RUNS>, dim3(x, y, (unsigned)a.splits), THREADS, smem, a);
+    if (e != cudaSuccess || a.splits == 1)
+        return e;
+    const unsigned rows = (unsigned)(a.group < ROWS ? a.group : ROWS);
+    return launch_kernel(c, merge_kernel<T>, dim3(x, y, rows), MERGE_THREADS, 0, a);
 }
 
 template <typename T> cudaError_t launch_dim(const any_args &a, int tiles, const tm_cuda_ctx *c)
@@ -455,15 +464,22 @@ template <typename T> cudaError_t launch_dim(const any_args &a, int tiles, const
     return a.d <= 256 ? launch<T, 4>(a, tiles, c) : launch<T, 9>(a, tiles, c);
 }
 
-/* Parts of a decode tile's keys: enough to fill the device, as far as scratch and counters go. */
+/* Parts of a decode tile's keys: as few as leave little of the last round of places empty, as far as scratch goes. */
 int find_splits(int units, int d, const tm_cuda_ctx *c)
 {
+    const int places = c->sms * (d <= 128 ? 2 : 1);
     const size_t room = TM_CUDA_SCRATCH_BYTES / (part_floats(d) * sizeof(float));
-    int splits = (c->sms + units - 1) / units;
-    splits = splits > SPLITS_MAX ? SPLITS_MAX : splits;
-    if ((size_t)units * (size_t)splits > room)
-        splits = (int)(room / (size_t)units);
-    return splits < 1 || units > TM_CUDA_TICKETS ? 1 : splits;
+    int best = 1;
+    float least = 0.0f;
+    for (int s = 1; s <= SPLITS_MAX && (s == 1 || (size_t)units * (size_t)s <= room); s++) {
+        const int rounds = (units * s + places - 1) / places;
+        const float time = (float)rounds / (float)s + 0.01f; /* in lengths of a whole sequence */
+        if (s == 1 || time < 0.9f * least) {
+            best = s;
+            least = time;
+        }
+    }
+    return best;
 }
 
 } /* namespace */
@@ -488,7 +504,6 @@ extern "C" cudaError_t tm_cuda_attention_any_launch(const tm_attention_args *a, 
     d.kv_len = b->kv_len;
     d.alibi = a->alibi;
     d.scratch = c->scratch;
-    d.tickets = c->tickets;
     d.max_blocks = b->max_blocks;
     d.block_tokens = a->kv->block_tokens;
     d.heads = a->n_heads;
