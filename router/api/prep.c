@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "router/api/messages.h"
+#include "router/api/render.h"
 
 tm_prep *tm_prep_create(tm_prep_kind kind, json_t *root, const tm_api_limits *limits)
 {
@@ -196,79 +197,6 @@ static json_t *template_kwargs(const tm_api_params *p)
     return o;
 }
 
-/* Templates disagree on what the client's calls look like: most want arguments as an object and no content as
- * none, some put the JSON text into a string, some want every content to be a string. */
-typedef struct variant {
-    bool text_arguments, empty_content;
-} variant;
-
-static bool has_calls(const json_t *messages)
-{
-    for (size_t i = 0; i < json_array_size(messages); i++)
-        if (json_object_get(json_array_get(messages, i), "tool_calls"))
-            return true;
-    return false;
-}
-
-static bool arguments_to_text(json_t *message)
-{
-    json_t *calls = json_object_get(message, "tool_calls"), *call;
-    size_t i;
-    json_array_foreach(calls, i, call)
-    {
-        json_t *fn = json_object_get(call, "function"), *args = json_object_get(fn, "arguments");
-        char *text = json_is_object(args) ? json_dumps(args, JSON_ENCODE_ANY) : NULL;
-        bool ok = !json_is_object(args) ||
-                  (text && json_object_set_new(fn, "arguments", json_string(text)) == 0);
-        free(text);
-        if (!ok)
-            return false;
-    }
-    return true;
-}
-
-/* A copy of the messages in that form; NULL without memory. */
-static json_t *vary(const json_t *messages, variant how)
-{
-    json_t *list = json_deep_copy(messages), *m;
-    size_t i;
-    json_array_foreach(list, i, m)
-    {
-        bool ok = !how.text_arguments || arguments_to_text(m);
-        if (ok && how.empty_content && json_is_null(json_object_get(m, "content")))
-            ok = json_object_set_new(m, "content", json_string("")) == 0;
-        if (!ok) {
-            json_decref(list);
-            return NULL;
-        }
-    }
-    return list;
-}
-
-static tm_status render(const tm_prep *p, const json_t *messages, const json_t *kwargs,
-                        tm_rendered *r, tm_err *err)
-{
-    static const variant others[] = {{true, false}, {false, true}, {true, true}};
-    tm_render_args args = {.messages = messages,
-                           .tools = p->tools.list,
-                           .kwargs = kwargs,
-                           .add_generation_prompt = p->params.add_generation_prompt,
-                           .continue_final_message = p->params.continue_final_message};
-    tm_status st = tm_template_render(p->served->template, &args, r, err);
-    for (size_t i = 0; st == TM_STATUS_INVALID && has_calls(messages) && i < TM_ARRAY_LEN(others);
-         i++) {
-        tm_err again = TM_ERR_INIT; /* the first reason is the one to tell */
-        json_t *varied = vary(messages, others[i]);
-        if (!varied)
-            return TM_STATUS_NO_MEMORY;
-        args.messages = varied;
-        if (tm_template_render(p->served->template, &args, r, &again) == TM_OK)
-            st = TM_OK;
-        json_decref(varied);
-    }
-    return st;
-}
-
 /* ---- how the answer begins ---- */
 
 static const char *last_text(const json_t *messages, size_t *len)
@@ -332,7 +260,7 @@ static bool render_chat(tm_prep *p, const json_t *messages, const json_t *kwargs
 {
     tm_rendered r = {0};
     tm_err err = TM_ERR_INIT;
-    tm_status st = render(p, messages, kwargs, &r, &err);
+    tm_status st = tm_api_render(p, messages, kwargs, &r, &err);
     if (st == TM_STATUS_NO_MEMORY)
         return tm_api_fail(&p->error, TM_API_INTERNAL, NULL, NULL);
     if (st != TM_OK)

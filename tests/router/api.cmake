@@ -1,5 +1,5 @@
 # Tests of the faces: the HTTP API and the gRPC service, limits and keys, options.
-foreach(name api_stream api_http api_info api_reply api_tools)
+foreach(name api_stream api_http api_info api_reply api_tools api_template)
   tm_test(${name}_test SOURCES ${name}_test.c api_harness.c fake_dispatch.c LIBS tm_router TIMEOUT 240)
 endforeach()
 foreach(name api_fields api_messages limit router_options)

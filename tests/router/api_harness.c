@@ -31,7 +31,7 @@ static const char *const RIG_HEADERS[] = {
     "transfer-encoding",
 };
 
-tm_served_opts fake_served_opts;
+static tm_served_opts fake_served_opts; /* of the next rig_start, which resets them */
 
 void fake_load_served(void)
 {
@@ -81,6 +81,13 @@ void rig_start(rig *r, const rig_opts *given)
     if (tm_http_server_create(&r->http, r->base, &o.http, &err) != TM_OK)
         fail_msg("%s", err.msg);
     r->port = tm_http_server_port(r->http);
+}
+
+void rig_start_model(rig *r, const char *template, const char *tool_parser,
+                     const char *reason_parser, const char *meta_instruction)
+{
+    fake_served_opts = (tm_served_opts){template, meta_instruction, tool_parser, reason_parser};
+    rig_start(r, NULL);
 }
 
 void rig_stop(rig *r)

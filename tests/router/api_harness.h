@@ -62,14 +62,14 @@ typedef struct fake_dispatch {
 
 extern fake_dispatch fake;
 extern struct event_base *fake_base;
-extern tm_served *fake_served;          /* models/demo-20m under the name "demo" */
-extern tm_served_opts fake_served_opts; /* of the next rig_start, which resets them */
+extern tm_served *fake_served; /* models/demo-20m under the name "demo" */
 
 void fake_load_served(void);
 void fake_reset(void);
 /* The text's tokens as the answer of every generation; the stop id of the model follows when eos. */
 void fake_answer(const char *text, bool eos);
 int fake_encode(const char *text, int32_t *ids, int max);
+char *fake_prompt(int i); /* text of generation i's prompt, for free() */
 void fake_admit(tm_gen *g);
 void fake_tokens(tm_gen *g, const int32_t *ids, int count);
 void fake_end(tm_gen *g, tm_gen_finish finish);
@@ -93,6 +93,9 @@ typedef struct rig_opts {
 } rig_opts;
 rig_opts rig_opts_default(void);
 void rig_start(rig *r, const rig_opts *o); /* NULL = defaults */
+/* With another template and other parsers; NULL = the model's. */
+void rig_start_model(rig *r, const char *template, const char *tool_parser,
+                     const char *reason_parser, const char *meta_instruction);
 void rig_stop(rig *r);
 
 /* ---- the client ---- */

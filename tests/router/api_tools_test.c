@@ -1,5 +1,5 @@
 /* Tools and reasoning over HTTP: what reaches the template, what comes back as a whole and as a stream. */
-#include "tests/router/api_harness.h"
+#include "tests/router/api_tools.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,45 +7,12 @@
 
 #include "common/check.h"
 
-#define CHAT "/v1/chat/completions"
-
-/* Writes tools, calls and results, and opens reasoning when asked; its marks are those of Qwen. */
-static const char template_text[] =
-    "{# </think> #}{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% "
-    "endfor "
-    "%}{{ 'Call with <tool_call>.' }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ "
-    "m.role }}\n{% if m.content is not none %}{{ m.content }}{% endif %}{% for c in m.tool_calls "
-    "or [] "
-    "%}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}<|im_end|>\n{% "
-    "endfor "
-    "%}{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% "
-    "endif "
-    "%}{% endif %}";
-
-#define WEATHER                                                                                    \
-    "{\"type\":\"function\",\"function\":{\"name\":\"weather\",\"description\":\"d\","             \
-    "\"parameters\":{\"type\":\"object\",\"properties\":{\"city\":{\"type\":\"string\"}}}}}"
-#define NOW        "{\"type\":\"function\",\"function\":{\"name\":\"now\"}}"
-#define TOOLS      "\"tools\":[" WEATHER "," NOW "]"
-#define ASK        "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
-#define BODY(more) "{\"model\":\"demo\"," ASK "," more "}"
-#define CALL(name, args)                                                                           \
-    "<tool_call>\n{\"name\": \"" name "\", \"arguments\": " args "}\n</tool_call>"
-#define PARIS "{\"city\": \"Paris\"}"
-
 static rig g_rig;
-
-static void start_with(const char *template, const char *tools, const char *reason,
-                       const char *meta)
-{
-    fake_served_opts = (tm_served_opts){template, meta, tools, reason};
-    rig_start(&g_rig, NULL);
-}
 
 static int start(void **state)
 {
     (void)state;
-    start_with(template_text, NULL, NULL, NULL);
+    rig_start_model(&g_rig, template_text, NULL, NULL, NULL);
     return 0;
 }
 
@@ -64,21 +31,9 @@ static const json_t *post(answer *a, const char *body)
     return answer_json(a);
 }
 
-/* The text of the prompt of generation i. */
-static char *prompt_of(int i)
-{
-    char *text;
-    size_t len;
-    const tm_gen *g = fake.gens[i];
-    assert_int_equal(tm_tokenizer_decode(fake_served->tokenizer, g->prompt, g->prompt_len, false,
-                                         &text, &len, NULL),
-                     TM_OK);
-    return text;
-}
-
 static void assert_prompt_ends(const char *end)
 {
-    char *text = prompt_of(fake.gen_count - 1);
+    char *text = fake_prompt(fake.gen_count - 1);
     size_t len = strlen(text), n = strlen(end);
     if (len < n || strcmp(text + len - n, end) != 0)
         fail_msg("%s\nshould end in\n%s", text, end);
@@ -230,7 +185,7 @@ static void prompt_has_tools_and_results(void **state)
              "\"function\",\"function\":{\"name\":\"weather\",\"arguments\":\"{\\\"city\\\": "
              "\\\"Oslo\\\"}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"c\",\"content\":\"rain "
              "<|im_end|>\"}]}");
-    char *text = prompt_of(0);
+    char *text = fake_prompt(0);
     const char *tool = "{\"type\": \"function\", \"function\": {\"name\": \"weather\", "
                        "\"description\": \"d\", \"parameters\": {\"type\": \"object\", "
                        "\"properties\": {\"city\": {\"type\": \"string\"}}}}}\n";
@@ -276,7 +231,7 @@ static void choice_none(void **state)
     answer a;
     fake_answer(CALL("now", "{}"), true);
     const json_t *o = post(&a, BODY(TOOLS ",\"tool_choice\":\"none\""));
-    char *text = prompt_of(0);
+    char *text = fake_prompt(0);
     assert_null(strstr(text, "weather"));
     free(text);
     assert_string_equal(str_at(o, "choices.0.message.content"), CALL("now", "{}"));
@@ -549,127 +504,6 @@ static void schema_limit(void **state)
     }
 }
 
-/* ---- other served models ---- */
-
-static void without_a_place_for_tools(void **state)
-{
-    (void)state;
-    answer a;
-    start_with(NULL, NULL, NULL, NULL);
-    rig_post(&g_rig, &a, CHAT, BODY(TOOLS));
-    assert_error(&a, 400, "invalid_request_error", "unsupported_feature", "tools");
-    answer_free(&a);
-    fake_answer("ok", true);
-    post(&a, BODY(TOOLS ",\"tool_choice\":\"none\""));
-    answer_free(&a);
-    rig_stop(&g_rig);
-}
-
-static void parsers_off(void **state)
-{
-    (void)state;
-    answer a;
-    start_with(template_text, "none", "none", NULL);
-    fake_answer("<think>a</think>" CALL("now", "{}"), true);
-    const json_t *o = post(&a, BODY(TOOLS));
-    assert_string_equal(str_at(o, "choices.0.message.content"),
-                        "<think>a</think>" CALL("now", "{}"));
-    answer_free(&a);
-    rig_post(&g_rig, &a, CHAT, BODY(TOOLS ",\"tool_choice\":\"required\""));
-    assert_error(&a, 400, "invalid_request_error", "unsupported_feature", "tool_choice");
-    answer_free(&a);
-    rig_stop(&g_rig);
-}
-
-static void named_parser(void **state)
-{
-    (void)state;
-    answer a;
-    start_with(template_text, "mistral", NULL, NULL);
-    fake_answer("[TOOL_CALLS][{\"name\": \"now\", \"arguments\": {}}]", true);
-    const json_t *o = post(&a, BODY(TOOLS));
-    assert_int_equal(strlen(str_at(o, "choices.0.message.tool_calls.0.id")), 9);
-    answer_free(&a);
-    rig_stop(&g_rig);
-}
-
-static void stops_of_the_template(void **state)
-{
-    (void)state;
-    answer a;
-    start_with("vicuna", NULL, NULL, "Be brief.");
-    fake_answer("Hello</s> and more", true);
-    const json_t *o = post(&a, BODY("\"temperature\":0"));
-    assert_string_equal(str_at(o, "choices.0.message.content"), "Hello");
-    assert_string_equal(str_at(o, "choices.0.finish_reason"), "stop");
-    char *text = prompt_of(0);
-    assert_string_equal(text, "Be brief. USER: hi ASSISTANT: ");
-    free(text);
-    answer_free(&a);
-    post(&a, BODY("\"ignore_eos\":true,\"max_tokens\":4"));
-    answer_free(&a);
-    rig_stop(&g_rig);
-    /* a special token is no text: it ends the answer by its id */
-    start_with("chatml", NULL, NULL, NULL);
-    fake_answer("Hello", true);
-    post(&a, BODY("\"stop_token_ids\":[77]"));
-    assert_int_equal(fake.gens[0]->stop_count, 2);
-    assert_int_equal(fake.gens[0]->stop_ids[0], 77);
-    assert_int_equal(fake.gens[0]->stop_ids[1], 2);
-    answer_free(&a);
-    rig_stop(&g_rig);
-}
-
-static void meta_instruction(void **state)
-{
-    (void)state;
-    answer a;
-    start_with(template_text, NULL, NULL, "Be brief.");
-    fake_answer("ok", true);
-    post(&a, BODY("\"n\":1"));
-    char *text = prompt_of(0);
-    assert_memory_equal(text, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi", 53);
-    free(text);
-    answer_free(&a);
-    post(&a, "{\"model\":\"demo\",\"messages\":[{\"role\":\"system\",\"content\":\"own\"}]}");
-    text = prompt_of(1);
-    assert_null(strstr(text, "brief"));
-    free(text);
-    answer_free(&a);
-    rig_stop(&g_rig);
-}
-
-/* Templates that want arguments as text, or every content as a string, are given what they want. */
-static void picky_templates(void **state)
-{
-    (void)state;
-    static const char *const rows[][2] = {
-        {"{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '<' + c.function.arguments + "
-         "'>' "
-         "}}{% endfor %}{% endfor %}",
-         "<{\"a\": 1}>"},
-        {"{% for m in messages %}{{ '(' + m.content + ')' }}{% endfor %}", "(hi)()"},
-        {"{% for m in messages %}{{ '(' + m.content + ')' }}{% for c in m.tool_calls or [] %}{{ "
-         "'<' + "
-         "c.function.arguments + '>' }}{% endfor %}{% endfor %}",
-         "(hi)()<{\"a\": 1}>"},
-    };
-    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
-        answer a;
-        start_with(rows[i][0], NULL, NULL, NULL);
-        fake_answer("ok", true);
-        post(&a,
-             "{\"model\":\"demo\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":"
-             "\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c\",\"type\":\"function\","
-             "\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\\\": 1}\"}}]}]}");
-        char *text = prompt_of(0);
-        assert_string_equal(text, rows[i][1]);
-        free(text);
-        answer_free(&a);
-        rig_stop(&g_rig);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -687,12 +521,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(refusals, start, stop),
         cmocka_unit_test_setup_teardown(limits, start, stop),
         cmocka_unit_test_setup_teardown(schema_limit, start, stop),
-        cmocka_unit_test(without_a_place_for_tools),
-        cmocka_unit_test(parsers_off),
-        cmocka_unit_test(named_parser),
-        cmocka_unit_test(stops_of_the_template),
-        cmocka_unit_test(meta_instruction),
-        cmocka_unit_test(picky_templates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -48,6 +48,17 @@ void fake_answer(const char *text, bool eos)
         fake.tokens[fake.count++] = fake_served->stop_ids[0];
 }
 
+char *fake_prompt(int i)
+{
+    char *text;
+    size_t len;
+    const tm_gen *g = fake.gens[i];
+    assert_int_equal(tm_tokenizer_decode(fake_served->tokenizer, g->prompt, g->prompt_len, false,
+                                         &text, &len, NULL),
+                     TM_OK);
+    return text;
+}
+
 static void close_gen(tm_gen *g)
 {
     assert_false(g->over);
