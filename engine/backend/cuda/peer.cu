@@ -61,11 +61,13 @@ __device__ call begin_call(const tm_peers &p)
     return c;
 }
 
-/* The block is through. The last one ends the call. */
-__device__ void end_call(const tm_peers &p, const call &c, bool tell)
+/* All threads of the block know the call's number: after a barrier. The last block to say so counts the call; this is
+ * not the end of the kernel but its middle, where the trip to memory costs nothing. */
+__device__ void count_call(const tm_peers &p, const call &c, bool tell)
 {
-    __syncthreads();
-    if (threadIdx.x != 0 || atomicAdd(&p.state->ticket, 1u) != gridDim.x - 1)
+    if (threadIdx.x != blockDim.x - 1)
+        return;
+    if (gridDim.x > 1 && atomicAdd(&p.state->ticket, 1u) != gridDim.x - 1)
         return;
     p.state->ticket = 0;
     p.state->call = c.number;
@@ -112,11 +114,14 @@ __device__ char *stage_of(const tm_peers &p, int at, int half)
            (size_t)half * TM_PEER_STAGE_BYTES;
 }
 
-/* This block and its namesakes on the other ranks have come to the point; what each wrote before, all see after. */
-__device__ void meet(const tm_peers &p, call &c, int point)
+/* This block and its namesakes on the other ranks have come to the point; what each wrote before, all see after. The
+ * first meeting of a call counts it. */
+__device__ void meet(const tm_peers &p, call &c, int point, bool tell)
 {
     __syncthreads();
     const int r = (int)threadIdx.x;
+    if (point == 0)
+        count_call(p, c, tell);
     if (r < p.size && r != p.rank) {
         store_release_system(flag_of(p, r, point, p.rank), c.number);
         while (load_acquire_system(flag_of(p, p.rank, point, r)) < c.number)
@@ -181,6 +186,16 @@ __device__ float block_sum(float v, float *slots)
         v += __shfl_xor_sync(0xffffffffu, v, i);
     __syncthreads(); /* the slots may be written again */
     return v;
+}
+
+/* The norm's weights on their way to this device's cache: they never change, so this may come before the wait. */
+__device__ void prefetch_norm(const tm_norm_args &a)
+{
+    for (int i = (int)threadIdx.x * 8; i < a.h; i += THREADS * 8) {
+        prefetch_l2(a.w + i);
+        if (a.b)
+            prefetch_l2(a.b + i);
+    }
 }
 
 /* One row: residual + get(pack) is rounded, kept and normalised; the same arithmetic as norm.cu. */
@@ -286,6 +301,8 @@ __global__ void __launch_bounds__(THREADS) push_kernel(tm_peers p, job j)
 {
     SHARED(float[32], slots);
     start_next();
+    if (NORM)
+        prefetch_norm(j.norm);
     wait_previous();
     call c = begin_call(p);
     for (int row = blockIdx.x; row < j.rows; row += gridDim.x)
@@ -304,13 +321,14 @@ __global__ void __launch_bounds__(THREADS) push_kernel(tm_peers p, job j)
                     store_packet(place + 16, b.u.z, b.u.w, c.mark);
                 }
         }
+    __syncthreads();
+    count_call(p, c, j.large);
     for (int row = blockIdx.x; row < j.rows; row += gridDim.x) {
         const size_t at = (size_t)row * j.packs;
         finish_row<T, NORM>(j, row, slots, [&](int i) {
             return receive<T, R>(p, c, at + i, load_numbers<T>(j.x, at + i, j.n));
         });
     }
-    end_call(p, c, j.large);
 }
 
 /* Pack `at` of all ranks' stages. */
@@ -362,6 +380,8 @@ __global__ void __launch_bounds__(THREADS) pull_kernel(tm_peers p, job j)
 {
     SHARED(float[32], slots);
     start_next();
+    if (NORM)
+        prefetch_norm(j.norm);
     wait_previous();
     call c = begin_call(p);
     char *own = stage_of(p, p.rank, c.half);
@@ -371,10 +391,10 @@ __global__ void __launch_bounds__(THREADS) pull_kernel(tm_peers p, job j)
             if (at < j.total)
                 store_pack<T, lanes<T>>(own, at, load_numbers<T>(j.x, at, j.n));
         }
-    meet(p, c, 0);
+    meet(p, c, 0, j.large);
     if (TWO) {
         sum_share<T, R>(p, c, j);
-        meet(p, c, 1);
+        meet(p, c, 1, j.large);
     }
     for (int row = blockIdx.x; row < j.rows; row += gridDim.x) {
         const size_t at = (size_t)row * j.packs;
@@ -386,7 +406,6 @@ __global__ void __launch_bounds__(THREADS) pull_kernel(tm_peers p, job j)
             return b.p;
         });
     }
-    end_call(p, c, j.large);
 }
 
 template <typename T, int R, bool NORM>
@@ -420,8 +439,7 @@ __global__ void __launch_bounds__(32) meet_kernel(tm_peers p)
     start_next();
     wait_previous();
     call c = begin_call(p);
-    meet(p, c, 0);
-    end_call(p, c, true);
+    meet(p, c, 0, true);
 }
 
 __global__ void __launch_bounds__(256) copy_kernel(tm_peer_copy a)
@@ -457,6 +475,8 @@ __global__ void __launch_bounds__(PICKS) pick_kernel(tm_peers p, tm_argmax_args 
     start_next();
     wait_previous();
     call c = begin_call(p);
+    __syncthreads();
+    count_call(p, c, false);
     const int row = (int)(blockIdx.x * PICKS + threadIdx.x);
     if (row < a.n_rows) {
         uint64_t best = key_of(a, row);
@@ -476,7 +496,6 @@ __global__ void __launch_bounds__(PICKS) pick_kernel(tm_peers p, tm_argmax_args 
         }
         a.out[row] = column_of(best);
     }
-    end_call(p, c, false);
 }
 
 __global__ void __launch_bounds__(PICKS) keys_kernel(uint64_t *keys, tm_argmax_args a)

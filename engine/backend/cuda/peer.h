@@ -38,8 +38,8 @@ enum {
 
 /* In device memory. */
 typedef struct tm_peer_state {
-    uint64_t call;   /* the last one that is over */
-    uint32_t ticket; /* blocks of this call that are through */
+    uint64_t call;   /* the last one that has begun */
+    uint32_t ticket; /* blocks of this call that know its number */
     uint32_t failed; /* a peer did not come: no call waits any more */
 } tm_peer_state;
 

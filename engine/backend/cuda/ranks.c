@@ -1,7 +1,7 @@
 /* How the devices of a group meet.
  *
- * Three rounds of cards, each read by all: who I am (host, device); what I offer (memory that others may open, the
- * id of NCCL's meeting place); whether I could open what the others offered. A rank that failed still takes part in
+ * Rounds of cards, each read by all: who I am (host, device); what memory I offer; whether I could open what the
+ * others offered; and where NCCL is needed, who has it and who got in. A rank that failed still takes part in
  * the rounds, so nobody waits for it, and because every decision follows from the cards alone, all ranks decide the
  * same. Two ranks on one device are a mistake of whoever started them, except in tests, which say so. */
 #include "engine/backend/cuda/ranks.h"
@@ -19,8 +19,9 @@
 #include "engine/backend/cuda/device.h"
 
 #define KEYS_MAX (1 << 16) /* picks of one call through NCCL */
-#define SPIN_NS  2000000   /* a wait that lasts longer than this sleeps between looks */
-#define LOOK_NS  1000000   /* how often a wait looks at the peers */
+/* A wait that lasts longer than this, more than any decode step, sleeps between looks. */
+#define SPIN_NS  50000000
+#define LOOK_NS  1000000 /* how often a wait looks at the peers */
 #define SLEEP_NS 20000
 
 /* By number of ranks. Two ranks: every way moves the same bytes, so the one with the fewest meetings. To be measured
@@ -257,8 +258,6 @@ static tm_status read_wish(meeting *m)
 static void offer_nccl(meeting *m)
 {
     tm_err why = TM_ERR_INIT;
-    if (m->wish == WISH_PEER || m->dev->opts.share)
-        return;
     if (tm_nccl_load(&m->r->nccl, m->r->patience_ms, &why) != TM_OK ||
         (m->r->rank == 0 && tm_nccl_make_id(m->r->nccl, m->mine.nccl_id, &why) != TM_OK)) {
         tm_log(TM_LOG_INFO, "ranks", "without NCCL: %s", why.msg);
@@ -275,37 +274,50 @@ static void drop_nccl(tm_ranks *r)
     r->nccl = NULL;
 }
 
-/* NCCL takes seconds to start and memory to run: only where some message goes through it. */
+/* NCCL takes seconds to start and memory to run: only where some message goes through it. It refuses two ranks on a
+ * device. */
 static bool needs_nccl(const meeting *m)
 {
     const tm_ranks *r = m->r;
+    if (m->wish == WISH_PEER || m->dev->opts.share)
+        return false;
     if (!r->peer)
         return true;
     return tm_ranks_way(r, m->args->sum_bytes_max) == TM_PEER_WAYS;
 }
 
-/* The third round, and with NCCL a fourth. */
-static tm_status settle_ways(meeting *m)
+/* Two more rounds: who has it, and who got in. */
+static tm_status settle_nccl(meeting *m)
 {
     tm_ranks *r = m->r;
-    bool offered = all_say(m, offsetof(card, reaches)) && m->wish != WISH_NCCL;
-    bool nccl = all_say(m, offsetof(card, nccl));
+    tm_err why = TM_ERR_INIT;
     uint8_t id[TM_NCCL_ID_BYTES];
-    memcpy(id, m->all[0].nccl_id, sizeof(id));
-    m->mine.opened = offered && open_all(m);
+    offer_nccl(m);
     TM_TRY(round_of_cards(m));
-    r->peer = offered && all_say(m, offsetof(card, opened));
-    if (!nccl || !needs_nccl(m))
-        drop_nccl(r);
-    else {
-        tm_err why = TM_ERR_INIT;
+    bool all = all_say(m, offsetof(card, nccl));
+    if (all) {
+        memcpy(id, m->all[0].nccl_id, sizeof(id));
         m->mine.nccl = tm_nccl_join(r->nccl, id, r->comm, &why) == TM_OK;
         if (!m->mine.nccl)
             tm_log(TM_LOG_WARN, "ranks", "%s", why.msg);
         TM_TRY(round_of_cards(m));
-        if (!all_say(m, offsetof(card, nccl)))
-            drop_nccl(r);
+        all = all_say(m, offsetof(card, nccl));
     }
+    if (!all)
+        drop_nccl(r);
+    return TM_OK;
+}
+
+/* The third round. */
+static tm_status settle_ways(meeting *m)
+{
+    tm_ranks *r = m->r;
+    bool offered = all_say(m, offsetof(card, reaches)) && m->wish != WISH_NCCL;
+    m->mine.opened = offered && open_all(m);
+    TM_TRY(round_of_cards(m));
+    r->peer = offered && all_say(m, offsetof(card, opened));
+    if (needs_nccl(m))
+        TM_TRY(settle_nccl(m));
     if (r->peer || r->nccl)
         return TM_OK;
     return TM_FAIL(m->err, TM_STATUS_UNSUPPORTED,
@@ -327,7 +339,6 @@ static tm_status hold(meeting *m)
     TM_TRY(refuse_sharing(m));
     m->mine.reaches = reaches_all(m);
     m->mine.status = take_memory(m);
-    offer_nccl(m);
     TM_TRY(round_of_cards(m));
     TM_TRY(settle_ways(m));
     if (r->nccl && !r->peer) {
