@@ -17,8 +17,8 @@ if(TARGET tm_cuda_emu AND TARGET model_test)
 endif()
 tm_test(op_families_test SOURCES op_families_test.c op_test.c LIBS tm_backend m)
 
-# Fuzz entries of config.json and of safetensors headers: under libFuzzer, or with random changes of the corpus.
-foreach(name config safetensors)
+# Fuzz entries of config.json, of safetensors headers and of workspaces: under libFuzzer, or with random changes of the corpus.
+foreach(name config safetensors workspace)
   set(dir ${CMAKE_SOURCE_DIR}/tests/fuzz)
   if(NOT TARGET tm_engine)
     continue()
