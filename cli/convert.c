@@ -262,7 +262,7 @@ static tm_status settle_names(job *j, const char *given, tm_err *err)
     snprintf(j->template, sizeof(j->template), "%.127s",
              template ? template
              : match  ? match->name
-                      : "base");
+                      : "");
     return TM_OK;
 }
 

@@ -13,4 +13,9 @@ bool tm_model_text_dir(char *out, size_t size, const char *dir);
 /* The folder of the weights. */
 bool tm_model_weights_dir(char *out, size_t size, const char *dir);
 
+/* The name of the chat template that a workspace's config gives, "" when there is none. Workspaces choose templates by
+ * name; the text library knows the names. */
+#define TM_MODEL_TEMPLATE_FILE "template.name" /* what holds it among a model's text files */
+void tm_model_template_name(char *out, size_t size, const char *dir);
+
 #endif

@@ -11,6 +11,7 @@
 
 #include "common/check.h"
 #include "common/file.h"
+#include "common/model_dir.h"
 #include "common/json.h"
 #include "text/chat/chat.h"
 #include "text/tok/files.h"
@@ -192,6 +193,18 @@ static tm_status copy_prefix(tm_template *t, const tm_tokenizer *tok, tm_err *er
 
 /* ---- the model's name ----------------------------------------------------------------------------------- */
 
+/* What a workspace's config says: the name of a built-in one. */
+static const tm_chat_format *take_name(const tm_text_file *files, int count)
+{
+    char name[128];
+    const tm_text_file *f = tm_text_file_find(files, count, TM_MODEL_TEMPLATE_FILE);
+    if (!f || f->len >= sizeof(name))
+        return NULL;
+    memcpy(name, f->data, f->len);
+    name[f->len] = '\0';
+    return tm_chat_builtin_find(name);
+}
+
 /* Old checkpoints have no template, but say in config.json what they were copied from. */
 static tm_status take_origin(tm_template *t, const tm_text_file *files, int count, tm_err *err)
 {
@@ -221,7 +234,9 @@ static tm_status choose(tm_template *t, const tm_text_file *files, int count, co
     if (override && *override)
         return take_override(t, override, err);
     TM_TRY(take_model(t, files, count, err));
-    if (!t->plain && dir)
+    if (!t->plain)
+        t->format = take_name(files, count);
+    if (!t->plain && !t->format && dir)
         t->format = tm_chat_builtin_match(dir);
     if (!t->plain && !t->format)
         TM_TRY(take_origin(t, files, count, err));

@@ -17,8 +17,9 @@ typedef struct tm_template tm_template;
 
 /* t NULL: a template without a model, which knows no special tokens.
  * Choice: `override` (a built-in name, template text, LMDeploy's JSON form, or a file with one of them;
- * NULL = none), chat_template.jinja, tokenizer_config.chat_template, chat_template.json, the built-in for the
- * model's name (the folder, or config.json's _name_or_path). NOT_FOUND when the model has none. */
+ * NULL = none), chat_template.jinja, tokenizer_config.chat_template, chat_template.json, the built-in that a
+ * workspace names, the built-in for the model's name (the folder, or config.json's _name_or_path). NOT_FOUND when the
+ * model has none. */
 tm_status tm_template_create(tm_template **out, const tm_text_file *files, int count,
                              const char *override, const tm_tokenizer *t, tm_err *err);
 tm_status tm_template_load(tm_template **out, const char *dir, const char *override,

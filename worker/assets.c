@@ -21,18 +21,9 @@ typedef struct asset_set {
     size_t count, bytes;
 } asset_set;
 
-static tm_status add_asset(asset_set *set, const char *dir, const char *name, tm_err *err)
+/* Takes data. */
+static tm_status put_asset(asset_set *set, const char *name, char *data, size_t len, tm_err *err)
 {
-    char path[4096], *data = NULL;
-    size_t len = 0;
-    if (!tm_path_join(path, sizeof(path), dir, name))
-        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: path too long", dir);
-    if (!tm_file_exists(path))
-        return TM_OK;
-    if (set->count == ASSETS_MAX)
-        return TM_FAIL(err, TM_STATUS_TOO_LARGE, "%s: more than %d tokenizer files", dir,
-                       ASSETS_MAX);
-    TM_TRY(tm_file_read(path, ASSET_BYTES_MAX - set->bytes, &data, &len, err));
     size_t i = set->count;
     set->names[i] = strdup(name);
     if (!set->names[i]) {
@@ -48,6 +39,34 @@ static tm_status add_asset(asset_set *set, const char *dir, const char *name, tm
     set->bytes += len;
     set->count++;
     return TM_OK;
+}
+
+static tm_status add_asset(asset_set *set, const char *dir, const char *name, tm_err *err)
+{
+    char path[4096], *data = NULL;
+    size_t len = 0;
+    if (!tm_path_join(path, sizeof(path), dir, name))
+        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: path too long", dir);
+    if (!tm_file_exists(path))
+        return TM_OK;
+    if (set->count == ASSETS_MAX)
+        return TM_FAIL(err, TM_STATUS_TOO_LARGE, "%s: more than %d tokenizer files", dir,
+                       ASSETS_MAX);
+    TM_TRY(tm_file_read(path, ASSET_BYTES_MAX - set->bytes, &data, &len, err));
+    return put_asset(set, name, data, len, err);
+}
+
+/* A workspace's config names its chat template. */
+static tm_status add_template_name(asset_set *set, const char *model_dir, tm_err *err)
+{
+    char name[128];
+    tm_model_template_name(name, sizeof(name), model_dir);
+    if (!name[0] || set->count == ASSETS_MAX)
+        return TM_OK;
+    char *data = strdup(name);
+    if (!data)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
+    return put_asset(set, TM_MODEL_TEMPLATE_FILE, data, strlen(data), err);
 }
 
 static tm_status add_tiktoken(asset_set *set, const char *dir, tm_err *err)
@@ -111,6 +130,8 @@ tm_status worker_assets_load(const char *model_dir, const char *digest, char **o
         st = add_asset(set, dir, names[i], err);
     if (st == TM_OK)
         st = add_tiktoken(set, dir, err);
+    if (st == TM_OK)
+        st = add_template_name(set, model_dir, err);
     if (st == TM_OK)
         st = pack_assets(set, digest, out, len, err);
     for (size_t i = 0; i < set->count; i++) {

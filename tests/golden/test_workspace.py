@@ -208,6 +208,22 @@ def test_old_command_line(tmp_path):
         assert rc == 78 or rc == 1 and err.count("\n") == 1, (rc, err)
 
 
+def test_template_by_the_workspace_s_name(tmp_path):
+    """Old models have no template of their own: the workspace's config names one of the built-in ones."""
+    model = tmp_path / "m"
+    shutil.copytree(os.path.join(ROOT, "tests", "fixtures", "families", "own-llama"), model)
+    c = json.loads((model / "tokenizer_config.json").read_text())
+    del c["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(c))
+    (tmp_path / "messages.json").write_text('[{"role": "user", "content": "hi"}]')
+    for fmt in ["ini", "yaml"]:
+        convert(model, tmp_path / "w", "--model-name", "vicuna", "--format", fmt)
+        rc, out, err = run("render", tmp_path / "w", "--messages", tmp_path / "messages.json", "--add-generation-prompt")
+        assert rc == 0 and "USER: hi ASSISTANT:" in out, err
+        convert(model, tmp_path / "plain", "--format", fmt)
+        assert run("render", tmp_path / "plain", "--messages", tmp_path / "messages.json")[0] != 0
+
+
 def test_every_command_reads_a_workspace(good):
     rc, out, err = run("inspect", good, "--json")
     assert rc == 0 and json.loads(out)["problem"] is None, err

@@ -68,6 +68,23 @@ static tm_status add_tiktoken(tm_text_files *f, const char *dir, tm_err *err)
     return st;
 }
 
+/* A workspace's config names its template; here that is a file like the others. */
+static tm_status add_name(tm_text_files *f, const char *dir, tm_err *err)
+{
+    char name[128];
+    tm_model_template_name(name, sizeof(name), dir);
+    if (!name[0] || f->count == TM_TEXT_FILES_MAX)
+        return TM_OK;
+    char *file = strdup(TM_MODEL_TEMPLATE_FILE), *data = strdup(name);
+    if (!file || !data) {
+        free(file);
+        free(data);
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
+    }
+    f->v[f->count++] = (tm_text_file){file, data, strlen(data)};
+    return TM_OK;
+}
+
 tm_status tm_text_files_load(tm_text_files *out, const char *dir, tm_err *err)
 {
     tm_text_files f = {0};
@@ -77,6 +94,8 @@ tm_status tm_text_files_load(tm_text_files *out, const char *dir, tm_err *err)
     tm_status st = add_tiktoken(&f, text_dir, err);
     for (size_t i = 0; i < TM_ARRAY_LEN(known) && st == TM_OK; i++)
         st = add_file(&f, text_dir, known[i].name, known[i].max, err);
+    if (st == TM_OK)
+        st = add_name(&f, dir, err);
     if (st != TM_OK) {
         tm_text_files_deinit(&f);
         return st;
