@@ -55,6 +55,15 @@ tm_status tm_workspace_stand_in(const tm_ws_config *c, json_t **out, tm_err *err
                            "%s: layers that differ are only read with the model's config.json "
                            "beside the tokenizer",
                            c->file);
+    bool plain = !c->rope_type[0] || strcmp(c->rope_type, "default") == 0 ||
+                 !strcmp(c->rope_type, "dynamic");
+    const tm_family *f = c->model_arch[0] ? tm_family_find(c->model_arch, NULL) : NULL;
+    if (!plain || (f && f->rope_interleaved))
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "%s: the rope of %s (%s) is only read with the model's config.json beside "
+                       "the tokenizer",
+                       c->file, c->model_arch[0] ? c->model_arch : "this model",
+                       plain ? "pairs" : c->rope_type);
     int positions = c->max_positions > 0 ? c->max_positions : 2048;
     double base = c->rope_base > 0 ? c->rope_base : 10000.0;
     json_t *root = json_pack(

@@ -72,13 +72,28 @@ static tm_status put(reader *r, const char *key, json_t *value)
 
 /* ---- scalars of YAML ---- */
 
+/* The quote that closes the one at s; NULL when none does. */
+static const char *closing(const char *s, const char *end)
+{
+    char quote = *s;
+    for (s++; s < end; s++) {
+        bool doubled = quote == '\'' && s[0] == quote && s + 1 < end && s[1] == quote;
+        bool escaped = quote == '"' && s[0] == '\\';
+        if (doubled || escaped)
+            s++;
+        else if (*s == quote)
+            return s;
+    }
+    return NULL;
+}
+
 /* Text up to `end`, quotes taken off. */
 static tm_status read_scalar(reader *r, const char *s, const char *end, json_t **out)
 {
     char text[LINE_MAX_LEN];
     size_t n = 0;
     char quote = s < end && (*s == '\'' || *s == '"') ? *s : '\0';
-    if (quote && (end - s < 2 || end[-1] != quote))
+    if (quote && closing(s, end) != end - 1)
         return REFUSE(r, "a quote is not closed", r->line);
     if (!quote && s < end && strchr("&*!|>%@`{", *s))
         return REFUSE(r, "values that begin with '%c' are not read", r->line, *s);
@@ -125,18 +140,14 @@ static tm_status read_flow(reader *r, const char *s, const char *end, json_t **o
 }
 
 /* Where the value ends: before a comment outside of quotes. */
-static const char *value_end(const char *s, const char *end)
+static const char *value_end(const char *begin, const char *end)
 {
-    char quote = '\0';
-    const char *begin = s;
-    for (; s < end; s++) {
-        if (quote && *s == quote)
-            quote = '\0';
-        else if (!quote && s == begin && (*s == '\'' || *s == '"'))
-            quote = *s;
-        else if (!quote && *s == '#' && (s == begin || isspace((unsigned char)s[-1])))
-            break;
-    }
+    const char *s = begin;
+    bool quoted = s < end && (*s == '\'' || *s == '"');
+    if (quoted && closing(s, end))
+        s = closing(s, end) + 1;
+    while (s < end && !(*s == '#' && (s == begin || isspace((unsigned char)s[-1]))))
+        s++;
     return trim_end(begin, s);
 }
 

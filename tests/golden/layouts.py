@@ -26,12 +26,22 @@ def load(model):
     return out
 
 
+def save(path, tensors):
+    header, at = {}, 0
+    for name, x in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
+        at += x.nbytes
+    text = json.dumps(header).encode()
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + b"".join(x.tobytes() for x in tensors.values()))
+
+
 def permute(x, d):
     """Columns o and d/2 + o of each head become 2o and 2o + 1."""
     return x.reshape(x.shape[0], -1, 2, d // 2).swapaxes(2, 3).reshape(x.shape)
 
 
-def write(model, dst, layout, tp, with_config):
+def write(model, dst, layout, tp, with_config, pad_width=0):
     with open(os.path.join(model, "config.json")) as f:
         c = json.load(f)
     t = load(model)
@@ -67,9 +77,12 @@ def write(model, dst, layout, tp, with_config):
         save(qkv, f"layers.{i}.attention.w_qkv.weight", 1)
         save(t[p + "self_attn.o_proj.weight"].T, f"layers.{i}.attention.wo.weight", 0)
         for ours, theirs, axis in (("w1", "gate", 1), ("w3", "up", 1), ("w2", "down", 0)):
-            save(t[p + f"mlp.{theirs}_proj.weight"].T, f"layers.{i}.feed_forward.{ours}.weight", axis)
+            x = t[p + f"mlp.{theirs}_proj.weight"].T
+            x = np.pad(x, ((0, 0), (0, pad_width)) if axis == 1 else ((0, pad_width), (0, 0)))
+            save(x, f"layers.{i}.feed_forward.{ours}.weight", axis)
         save(t[p + "input_layernorm.weight"], f"layers.{i}.attention_norm.weight")
         save(t[p + "post_attention_layernorm.weight"], f"layers.{i}.ffn_norm.weight")
+    c["intermediate_size"] += pad_width
     write_config(weights, c, layout, tp, kv * repeat, d)
     for f in os.listdir(model):
         if f.endswith(".json") and "index" not in f and (with_config or f != "config.json"):

@@ -136,6 +136,37 @@ def test_files_equal_those_of_an_independent_writer(tmp_path, layout, fmt, tp):
             assert (a / f).read_bytes() == (b / f).read_bytes(), f
 
 
+@pytest.mark.parametrize("with_config", [True, False])
+def test_padded_widths_and_repeated_heads(tmp_path, with_config):
+    """Eight parts of four key heads, and a feed-forward part padded with zeros, as converters write for more ranks."""
+    want = logits(MODEL, "bfloat16")
+    layouts.write(MODEL, tmp_path / "w", "v0.9", 8, with_config, pad_width=64)
+    got = logits(tmp_path / "w", "bfloat16")
+    if with_config:
+        equal(got, want)  # padding and copies are left aside
+    else:
+        assert np.abs(got - want).max() < 1e-2 * np.abs(want).max()
+
+
+def test_widths_that_tp_does_not_divide(tmp_path):
+    model = tmp_path / "m"
+    shutil.copytree(os.path.join(ROOT, "tests", "fixtures", "families", "own-llama"), model)
+    tensors = layouts.load(model)
+    for name, x in tensors.items():
+        if "gate_proj" in name or "up_proj" in name:
+            tensors[name] = x[:30]
+        if "down_proj" in name:
+            tensors[name] = np.ascontiguousarray(x[:, :30])
+    layouts.save(model / "model.safetensors", tensors)
+    (model / "config.json").write_text(edit((model / "config.json").read_text(), '"intermediate_size": 32', '"intermediate_size": 30'))
+    want = logits(model, "bfloat16")
+    for tp in [2, 4]:
+        convert(model, tmp_path / "w", "--tp", tp)
+        equal(logits(tmp_path / "w", "bfloat16"), want)
+    rc, _, err = run("convert", model, "--dst-path", tmp_path / "w", "--tp", 4, "--format", "ini")
+    assert rc != 0 and "intermediate_size 30 is not divisible by tp 4" in err
+
+
 def edit(text, old, new):
     assert old in text
     return text.replace(old, new)
