@@ -1,6 +1,6 @@
 /* Every family's tiny checkpoint against its golden logits and greedy ids: float32 on the reference operators and
  * bfloat16 on the fast ones, whole prompts and random mixtures of chunks and decodes, one rank and two; and bfloat16
- * on a GPU where there is one (TM_FAMILIES_CUDA=only: nothing else). Prints a table. The checkpoints are tiny ones of
+ * and float16 on a GPU where there is one (TM_FAMILIES_CUDA=only: nothing else). Prints a table. The checkpoints are tiny ones of
  * the tree and those of TM_SHARED/testdata/families that have no pictures; TM_FAMILY names one alone.
  *
  * Run as `families_test rank SEED OUT` under mpirun it is one rank of the second half. */
@@ -309,7 +309,8 @@ static void list_families(void)
 
 static const mode modes[] = {{"float32", "cpu", "float32", "ref", 1e-6, 16},
                              {"bfloat16", "cpu", "bfloat16", "auto", 1e-3, 5},
-                             {"bfloat16, CUDA", "cuda", "bfloat16", NULL, 1e-3, 16}};
+                             {"bfloat16, CUDA", "cuda", "bfloat16", NULL, 1e-3, 16},
+                             {"float16, CUDA", "cuda", "float16", NULL, 5e-5, 16}};
 
 enum { CPU_MODES = 2, MODES = (int)TM_ARRAY_LEN(modes) };
 static int g_first_mode, g_end_mode; /* what runs here */

@@ -267,13 +267,20 @@ typedef struct experts_case {
 } experts_case;
 
 static const experts_case g_experts[] = {
-    {1, 128, 64, 8, 2, TM_ACT_SILU, 0, false},      {1, 256, 96, 60, 4, TM_ACT_SILU, 2, false},
-    {3, 200, 72, 6, 3, TM_ACT_GELU_TANH, 1, false}, {8, 128, 64, 4, 2, TM_ACT_SILU, 2, false},
-    {12, 64, 136, 64, 6, TM_ACT_SILU, 0, false},    {40, 128, 64, 4, 2, TM_ACT_SILU, 1, false},
-    {70, 136, 200, 3, 2, TM_ACT_SILU, 2, false},    {33, 72, 8, 2, 2, TM_ACT_GELU_ERF, 0, false},
-    {300, 128, 64, 4, 3, TM_ACT_SILU, 1, false},    {9, 40, 12, 6, 3, TM_ACT_SILU, 2, false},
-    {5, 33, 7, 4, 2, TM_ACT_SILU, 0, false},        {6, 64, 32, 4, 2, TM_ACT_SILU, 1, true},
+    {1, 128, 64, 8, 2, TM_ACT_SILU, 0, false},
+    {1, 256, 96, 60, 4, TM_ACT_SILU, 2, false},
+    {3, 200, 72, 6, 3, TM_ACT_GELU_TANH, 1, false},
+    {8, 128, 64, 4, 2, TM_ACT_SILU, 2, false},
+    {12, 64, 136, 64, 6, TM_ACT_SILU, 0, false},
+    {40, 128, 64, 4, 2, TM_ACT_SILU, 1, false},
+    {70, 136, 200, 3, 2, TM_ACT_SILU, 2, false},
+    {33, 72, 8, 2, 2, TM_ACT_GELU_ERF, 0, false},
+    {300, 128, 64, 4, 3, TM_ACT_SILU, 1, false},
+    {9, 40, 12, 6, 3, TM_ACT_SILU, 2, false},
+    {5, 33, 7, 4, 2, TM_ACT_SILU, 0, false},
+    {6, 64, 32, 4, 2, TM_ACT_SILU, 1, true},
     {20, 64, 64, 300, 8, TM_ACT_SILU, 0, false},
+    {1100, 8, 8, 64, 32, TM_ACT_SILU, 2, false}, /* in two chunks */
 };
 
 static int32_t *draw_experts(const experts_case *c)

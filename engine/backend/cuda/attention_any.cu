@@ -97,41 +97,43 @@ __device__ bool find_part(const any_args &a, int part, tile *t)
     return t->part < t->parts;
 }
 
-/* KEYS rows of the cache from key j0 on; zeros behind the part's end and behind the head's dims. */
+/* A row of the head's numbers into shared memory by `lanes` threads, of which this is number `lane`; zeros behind the
+ * numbers, and instead of a row that is not there. */
+template <typename T>
+__device__ __forceinline__ void copy_row(const any_args &a, T *to, const T *from, bool there,
+                                         int lane, int lanes)
+{
+    for (int c = lane * 8; c < a.ld - 8; c += lanes * 8) {
+        const bool valid = there && c < a.d;
+        copy_async(to + c, valid ? from + c : from, valid);
+    }
+}
+
+/* KEYS rows of the cache from key j0 on; nothing behind the part's end. */
 template <typename T>
 __device__ void copy_keys(const any_args &a, const tile &t, const void *cache, T *to, int j0)
 {
-    const int chunks = (a.ld - 8) / 8, filled = a.d / 8;
+    constexpr int LANES = THREADS / KEYS;
+    const int row = threadIdx.x / LANES, key = j0 + row;
     const T *from = static_cast<const T *>(cache);
-    for (int i = threadIdx.x; i < KEYS * chunks; i += THREADS) {
-        const int row = i / chunks, c = i % chunks, key = j0 + row;
-        const bool valid = key < t.end && c < filled;
-        const T *at = from;
-        if (valid)
-            at += (((size_t)t.blocks[key / a.block_tokens] * a.kv_heads + t.kv_head) *
-                       a.block_tokens +
-                   key % a.block_tokens) *
-                      a.d +
-                  c * 8;
-        copy_async(to + row * a.ld + c * 8, at, valid);
+    if (key < t.end) {
+        const size_t block = t.blocks[key / a.block_tokens];
+        from += ((block * a.kv_heads + t.kv_head) * a.block_tokens + key % a.block_tokens) * a.d;
     }
+    copy_row(a, to + row * a.ld, from, key < t.end, threadIdx.x % LANES, LANES);
     copy_commit();
 }
 
 template <typename T> __device__ void copy_queries(const any_args &a, const tile &t, T *to)
 {
-    const int chunks = (a.ld - 8) / 8, filled = a.d / 8;
-    const T *from = static_cast<const T *>(a.qkv);
+    constexpr int LANES = THREADS / ROWS;
+    const int r = threadIdx.x / LANES, row = t.row0 + r;
     const size_t row_size = (size_t)(a.heads + 2 * a.kv_heads) * a.d;
-    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
-        const int r = i / chunks, c = i % chunks, row = t.row0 + r;
-        const bool valid = r < t.rows && c < filled;
-        const T *at = from;
-        if (valid)
-            at += (t.token0 + row / a.group) * row_size +
-                  (size_t)(t.kv_head * a.group + row % a.group) * a.d + c * 8;
-        copy_async(to + r * a.ld + c * 8, at, valid);
-    }
+    const T *from = static_cast<const T *>(a.qkv);
+    if (r < t.rows)
+        from += (t.token0 + row / a.group) * row_size +
+                (size_t)(t.kv_head * a.group + row % a.group) * a.d;
+    copy_row(a, to + r * a.ld, from, r < t.rows, threadIdx.x % LANES, LANES);
     copy_commit();
 }
 
