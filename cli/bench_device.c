@@ -15,7 +15,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 
-enum { WARM_STEPS = 8 };
+enum { WARM_STEPS = 8, PROFILE_ROWS = 64 };
 
 typedef struct figures {
     double read_rate;          /* bytes per second of the device's memory */
@@ -69,6 +69,31 @@ static tm_status next_events(tm_engine *e, counts *c, tm_err *err)
     return TM_OK;
 }
 
+static tm_status begin_profile(tm_engine *e, tm_err *err)
+{
+    tm_status st = tm_engine_profile(e, NULL, 0, NULL);
+    return st == TM_OK ? TM_OK : TM_FAIL(err, st, "--profile: this device cannot time its kernels");
+}
+
+static tm_status print_profile(tm_engine *e, const char *title, tm_err *err)
+{
+    tm_profile_row rows[PROFILE_ROWS];
+    int count = 0;
+    double all = 0;
+    tm_status st = tm_engine_profile(e, rows, PROFILE_ROWS, &count);
+    if (st != TM_OK)
+        return TM_FAIL(err, st, "--profile: the device's events failed");
+    for (int i = 0; i < count; i++)
+        all += rows[i].seconds;
+    fprintf(stderr, "%s: %.3f ms in kernels\n  share      calls   us/call  kernel\n", title,
+            all * 1e3);
+    for (int i = 0; i < count; i++)
+        fprintf(stderr, "  %4.1f %%  %8lld  %8.2f  %s\n", 100 * rows[i].seconds / all,
+                (long long)rows[i].calls, rows[i].seconds * 1e6 / (double)rows[i].calls,
+                rows[i].name);
+    return TM_OK;
+}
+
 /* Time of o->steps steps in which all streams generate. */
 static tm_status decode(tm_engine *e, const tm_bench_opts *o, int32_t *ids, double *seconds,
                         tm_err *err)
@@ -88,8 +113,11 @@ static tm_status decode(tm_engine *e, const tm_bench_opts *o, int32_t *ids, doub
         finished += c.finished;
         if (started < o->batch || c.tokens < o->batch || finished > 0)
             continue;
-        if (++steps == WARM_STEPS)
+        if (++steps == WARM_STEPS) {
+            if (o->local.no_graphs)
+                TM_TRY(begin_profile(e, err));
             begin = tm_clock_ns();
+        }
         if (steps == WARM_STEPS + o->steps) {
             *seconds = (double)(tm_clock_ns() - begin) * 1e-9;
             for (uint64_t id = g_id; id > g_id - (uint64_t)o->batch; id--)
@@ -133,6 +161,17 @@ static tm_status read_rate(const tm_local_opts *o, double *rate, tm_err *err)
     return st;
 }
 
+/* One run of each kind under the profile, tables on stderr. */
+static tm_status profile(const tm_local *l, const tm_bench_opts *o, int32_t *ids, tm_err *err)
+{
+    double seconds;
+    TM_TRY(decode(l->engine, o, ids, &seconds, err));
+    TM_TRY(print_profile(l->engine, "decode", err));
+    TM_TRY(begin_profile(l->engine, err));
+    TM_TRY(prefill(l->engine, o, ids, &seconds, err));
+    return print_profile(l->engine, "prefill", err);
+}
+
 static tm_status measure(const tm_local *l, const tm_bench_opts *o, figures *f, tm_err *err)
 {
     const tm_model_info *m = &l->info->model;
@@ -141,7 +180,9 @@ static tm_status measure(const tm_local *l, const tm_bench_opts *o, figures *f, 
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
     tm_status st = TM_OK;
     f->step_s = f->prefill_s = 1e30;
-    for (int64_t i = 0; i < o->repeat && st == TM_OK; i++) {
+    if (o->local.no_graphs)
+        st = profile(l, o, ids, err);
+    for (int64_t i = 0; !o->local.no_graphs && i < o->repeat && st == TM_OK; i++) {
         double seconds = 0;
         st = decode(l->engine, o, ids, &seconds, err);
         if (st == TM_OK)
@@ -210,7 +251,10 @@ int tm_bench_device(const char *model, const tm_bench_opts *o, int argc, char **
     if (st != TM_OK)
         return tm_cmd_fail("bench", &err);
     st = measure(&l, o, &f, &err);
-    if (st == TM_OK && o->json)
+    if (st == TM_OK && o->local.no_graphs)
+        fprintf(stderr, "%s (%s) on %s\n", l.info->model.name, l.info->model.dtype,
+                l.info->model.device);
+    else if (st == TM_OK && o->json)
         print_json(&l.info->model, o, &f);
     else if (st == TM_OK)
         print_table(&l.info->model, o, &f);

@@ -127,15 +127,7 @@ static tm_status generate(session *s, const int32_t *ids, size_t n, tm_buf *answ
     tm_detok *d = NULL;
     bool after_text =
         !s->l.template && n > 0 && !tm_tokenizer_is_special(s->l.tokenizer, ids[n - 1]);
-    tm_template_stops stops = {.id_count = 0};
-    if (s->l.template)
-        stops = tm_template_stops_of(s->l.template, s->l.tokenizer);
-    r.stop_ids = stops.ids;
-    r.stop_count = (size_t)stops.id_count;
-    tm_detok_opts dop = {.skip_special = true,
-                         .continues = after_text,
-                         .stops = stops.texts,
-                         .stop_count = stops.text_count};
+    tm_detok_opts dop = {.skip_special = true, .continues = after_text};
     TM_TRY(tm_detok_create(&d, s->l.tokenizer, &dop, err));
     tm_status st = tm_engine_submit(s->l.engine, &r, err);
     bool done = st != TM_OK;
@@ -155,8 +147,8 @@ static tm_status generate(session *s, const int32_t *ids, size_t n, tm_buf *answ
             break;
         }
         for (int i = 0; i < b->count; i++) {
-            if (b->events[i].kind == TM_EVENT_TOKEN && tm_detok_push(d, b->events[i].token, &chunk))
-                tm_engine_cancel(s->l.engine, r.id); /* its end still comes */
+            if (b->events[i].kind == TM_EVENT_TOKEN)
+                tm_detok_push(d, b->events[i].token, &chunk);
             if (b->events[i].kind != TM_EVENT_FINISHED)
                 continue;
             done = true;

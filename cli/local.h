@@ -18,7 +18,9 @@ typedef struct tm_local_opts {
     const char *dtype, *device, *isa, *collectives, *log_level;
     int64_t device_index;
     bool allow_shared_gpu;
-    const char *shape; /* no row: a model's shape with random weights instead of a folder */
+    /* Without rows here: a model's shape with random weights instead of a folder; how decode steps run (tm_model_opts). */
+    const char *shape;
+    bool no_step_kernel, no_graphs;
 } tm_local_opts;
 
 #define TM_LOCAL_ROWS(T, m)                                                                          \

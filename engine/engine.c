@@ -173,3 +173,8 @@ void tm_engine_stats_get(tm_engine *e, tm_engine_stats *out)
     int64_t age = since ? tm_clock_ms() - since : 0;
     out->step_age_ms = age > 0 ? age : 0;
 }
+
+tm_status tm_engine_profile(tm_engine *e, tm_profile_row *rows, int max, int *count)
+{
+    return tm_model_profile(e->model, rows, max, count);
+}

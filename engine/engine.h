@@ -140,6 +140,10 @@ void tm_engine_events_free(tm_step_events *ev);
 /* Wakes a thread in tm_engine_wait (it returns TIMEOUT); when none is there, the next one to come. */
 void tm_engine_wake(tm_engine *e);
 
+/* Times the device's kernels one by one (tm_model_profile). rows NULL begins, which may be while steps run; the end is
+ * taken when every request has finished. */
+tm_status tm_engine_profile(tm_engine *e, tm_profile_row *rows, int max, int *count);
+
 void tm_engine_stats_get(tm_engine *e, tm_engine_stats *out);
 
 #endif

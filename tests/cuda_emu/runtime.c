@@ -155,6 +155,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device)
     case cudaDevAttrComputeCapabilityMinor:
         *value = p.minor;
         return cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+        *value = 1;
+        return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
         *value = (int)p.sharedMemPerBlockOptin;
         return cudaSuccess;
@@ -394,4 +397,12 @@ void emu_name_of(const void *function, char *out, size_t size)
         snprintf(out, size, "%s", plain ? plain : name);
     free(plain);
     munmap(elf, (size_t)st.st_size);
+}
+
+cudaError_t cudaFuncGetName(const char **name, const void *function)
+{
+    static __thread char text[256];
+    emu_name_of(function, text, sizeof(text));
+    *name = text;
+    return cudaSuccess;
 }

@@ -78,6 +78,7 @@ static void cuda_close(tm_device *dev)
         return;
     tm_ranks_leave(dev);
     tm_cuda_gemm_destroy(dev->gemm);
+    tm_cuda_profile_destroy(dev->ctx.profile);
     cudaFree(dev->ctx.scratch);
     cudaFree(dev->ctx.tickets);
     cudaError_t e = dev->ctx.stream ? cudaStreamDestroy(dev->ctx.stream) : cudaSuccess;
@@ -281,6 +282,22 @@ static tm_status cuda_read_rate(tm_device *dev, size_t bytes, double *rate, tm_e
     return st == TM_OK ? TM_OK : TM_FAIL(err, st, "device %d: the read probe failed", dev->index);
 }
 
+static tm_status cuda_profile_begin(tm_device *dev)
+{
+    if (!dev->ctx.profile)
+        dev->ctx.profile = tm_cuda_profile_create();
+    return dev->ctx.profile ? TM_OK : TM_STATUS_NO_MEMORY;
+}
+
+static tm_status cuda_profile_end(tm_device *dev, tm_profile_row *rows, int max, int *count)
+{
+    tm_cuda_profile *p = dev->ctx.profile;
+    dev->ctx.profile = NULL;
+    tm_status st = TM_CUDA(dev, tm_cuda_profile_rows(p, rows, max, count));
+    tm_cuda_profile_destroy(p);
+    return st;
+}
+
 static const char *cuda_describe(tm_device *dev)
 {
     return dev->text;
@@ -306,6 +323,8 @@ static const tm_device_ops g_device_ops = {
     .graph_free = cuda_graph_free,
     .read_rate = cuda_read_rate,
     .join = tm_ranks_join,
+    .profile_begin = cuda_profile_begin,
+    .profile_end = cuda_profile_end,
 };
 
 const tm_backend tm_backend_cuda = {

@@ -2,11 +2,15 @@
  *
  * Row-major out[T,N] = x[T,K] W[N,K]^T is, in the library's column-major eyes, out'[N,T] = W'^T x' with W' [K,N]
  * and x' [K,T]. The chosen algorithm of a shape is kept in a small direct-mapped table: decode batches come back
- * to the same few shapes, and a prompt's odd length costs one search of some tens of microseconds. */
+ * to the same few shapes, and a prompt's odd length costs one search of some tens of microseconds.
+ *
+ * The library's own first guess is not always its best for few tokens, where the weights' bandwidth decides: for the
+ * sizes of recorded decode steps its best guesses are timed once, each after L2 was filled with something else. */
 #include "engine/backend/cuda/gemm.h"
 
 #include <cublasLt.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,9 +18,13 @@
 
 #define PLANS           1024
 #define WORKSPACE_BYTES ((size_t)32 << 20)
-#define STRING2(x)      #x
-#define STRING(x)       STRING2(x)
-#define LIBRARY         "libcublasLt.so." STRING(CUBLAS_VER_MAJOR)
+#define CANDIDATES      12
+#define TIMED_ROUNDS    3
+#define TIMED_TOKENS                                                                               \
+    256 /* more tokens keep the first guess: prompts have too many lengths to time each */
+#define STRING2(x) #x
+#define STRING(x)  STRING2(x)
+#define LIBRARY    "libcublasLt.so." STRING(CUBLAS_VER_MAJOR)
 
 /* Every function of the library that is used. */
 #define FUNCTIONS(X)                                                                               \
@@ -143,11 +151,71 @@ static cudaDataType_t data_type(tm_dtype t)
     return t == TM_DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
-static int make_plan(tm_cuda_gemm *g, const key *k, plan *p)
+/* What a run of this plan needs besides the algorithm. */
+static cublasStatus_t matmul(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulAlgo_t *algo,
+                             const tm_linear_args *a, float beta, const tm_cuda_ctx *c)
+{
+    const float one = 1.0f;
+    return g->cublasLtMatmul(g->handle, p->op, &one, a->w->data, p->w, a->x, p->x, &beta, a->out,
+                             p->out, a->out, p->out, algo, g->workspace, WORKSPACE_BYTES,
+                             c->stream);
+}
+
+/* Seconds of one run with a cold L2, or a negative number. */
+static float time_algo(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulAlgo_t *algo,
+                       const tm_linear_args *a, const tm_cuda_ctx *c, const cudaEvent_t ends[2])
+{
+    float ms = -1.0f;
+    if (cudaMemsetAsync(c->scratch, 0, TM_CUDA_SCRATCH_BYTES, c->stream) != cudaSuccess ||
+        cudaEventRecord(ends[0], c->stream) != cudaSuccess ||
+        matmul(g, p, algo, a, 0.0f, c) != CUBLAS_STATUS_SUCCESS ||
+        cudaEventRecord(ends[1], c->stream) != cudaSuccess ||
+        cudaEventSynchronize(ends[1]) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, ends[0], ends[1]) != cudaSuccess)
+        return -1.0f;
+    return ms;
+}
+
+/* The index of the fastest of found[count]; what out holds is overwritten by its own result again and again. */
+static int fastest(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulHeuristicResult_t *found,
+                   int count, const tm_linear_args *a, const tm_cuda_ctx *c)
+{
+    cudaEvent_t ends[2] = {NULL, NULL};
+    float best[CANDIDATES];
+    int winner = 0;
+    if (cudaEventCreate(&ends[0]) != cudaSuccess || cudaEventCreate(&ends[1]) != cudaSuccess)
+        count = 0;
+    for (int round = 0; round < TIMED_ROUNDS; round++)
+        for (int i = 0; i < count; i++) {
+            float ms = time_algo(g, p, &found[i].algo, a, c, ends);
+            if (round == 0 || (ms >= 0 && ms < best[i]))
+                best[i] = ms;
+        }
+    for (int i = 1; i < count; i++)
+        if (best[i] >= 0 && (best[winner] < 0 || best[i] < best[winner]))
+            winner = i;
+    for (int i = 0; i < 2; i++)
+        if (ends[i])
+            cudaEventDestroy(ends[i]);
+    return winner;
+}
+
+/* Not while a graph is recorded, nor where out holds what is added to. */
+static bool may_time(const tm_linear_args *a, bool add, const tm_cuda_ctx *c)
+{
+    enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusActive;
+    return a->n_tokens <= TIMED_TOKENS && a->n_tokens % 8 == 0 && !add &&
+           cudaStreamIsCapturing(c->stream, &recording) == cudaSuccess &&
+           recording == cudaStreamCaptureStatusNone;
+}
+
+static int make_plan(tm_cuda_gemm *g, const key *k, plan *p, const tm_linear_args *a, bool add,
+                     const tm_cuda_ctx *c)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     cudaDataType_t in = data_type(k->dtype), out = k->f32_out ? CUDA_R_32F : in;
-    cublasLtMatmulHeuristicResult_t found;
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    const bool timed = may_time(a, add, c);
     int count = 0;
     p->of = *k;
     int st = g->cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
@@ -162,14 +230,15 @@ static int make_plan(tm_cuda_gemm *g, const key *k, plan *p)
         st = g->cublasLtMatrixLayoutCreate(&p->out, out, (uint64_t)k->n, (uint64_t)k->tokens,
                                            k->ldo);
     if (!st)
-        st = g->cublasLtMatmulAlgoGetHeuristic(g->handle, p->op, p->w, p->x, p->out, p->out,
-                                               g->preference, 1, &found, &count);
+        st =
+            g->cublasLtMatmulAlgoGetHeuristic(g->handle, p->op, p->w, p->x, p->out, p->out,
+                                              g->preference, timed ? CANDIDATES : 1, found, &count);
     if (!st && count == 0)
         st = CUBLAS_STATUS_NOT_SUPPORTED;
     if (st)
         drop_plan(g, p);
     else
-        p->algo = found.algo;
+        p->algo = found[timed && count > 1 ? fastest(g, p, found, count, a, c) : 0].algo;
     return st;
 }
 
@@ -190,7 +259,6 @@ static bool same_key(const key *a, const key *b)
 
 int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const tm_cuda_ctx *c)
 {
-    const float one = 1.0f, beta = add ? 1.0f : 0.0f;
     const key k = {.n = a->w->n,
                    .k = a->w->k,
                    .tokens = a->n_tokens,
@@ -201,11 +269,17 @@ int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const t
     plan *p = place_of(g, &k);
     if (!p->op || !same_key(&p->of, &k)) {
         drop_plan(g, p);
-        int st = make_plan(g, &k, p);
+        int st = make_plan(g, &k, p, a, add, c);
         if (st)
             return st;
     }
-    return g->cublasLtMatmul(g->handle, p->op, &one, a->w->data, p->w, a->x, p->x, &beta, a->out,
-                             p->out, a->out, p->out, &p->algo, g->workspace, WORKSPACE_BYTES,
-                             c->stream);
+    if (c->profile) {
+        char name[80];
+        snprintf(name, sizeof(name), "cublaslt [%d, %d] x %d", k.n, k.k, k.tokens);
+        tm_cuda_profile_enter(c->profile, g, name, c->stream);
+    }
+    int st = matmul(g, p, &p->algo, a, add ? 1.0f : 0.0f, c);
+    if (c->profile)
+        tm_cuda_profile_leave(c->profile, c->stream);
+    return st;
 }

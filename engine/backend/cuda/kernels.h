@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "engine/backend/backend.h"
+#include "engine/backend/cuda/profile.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,6 +25,7 @@ typedef struct tm_cuda_ctx {
         dependent_launch; /* the device starts a kernel before the one in front has ended (launch.cuh) */
     float *scratch;       /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
     int *tickets;         /* [TM_CUDA_TICKETS] counters, zero between kernels */
+    tm_cuda_profile *profile; /* NULL: nothing is timed */
 } tm_cuda_ctx;
 
 cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, const tm_cuda_ctx *c);

@@ -15,6 +15,18 @@ template <typename T> struct same {
     typedef T type;
 };
 
+template <typename... P>
+cudaError_t launch_config(const tm_cuda_ctx *c, const cudaLaunchConfig_t *config,
+                          void (*kernel)(P...), typename same<P>::type... args)
+{
+    if (!c->profile)
+        return cudaLaunchKernelEx(config, kernel, args...);
+    tm_cuda_profile_enter(c->profile, reinterpret_cast<const void *>(kernel), NULL, c->stream);
+    cudaError_t e = cudaLaunchKernelEx(config, kernel, args...);
+    tm_cuda_profile_leave(c->profile, c->stream);
+    return e;
+}
+
 /* Arguments are converted to the kernel's parameter types. Shared memory near 48 KiB and above is asked for; what
  * the kernel has in static arrays counts, too. The split of L1 and shared memory is left to the driver: loads under
  * way need room in L1, and with most of it given to shared memory kernels here lose a third of their speed. */
@@ -38,7 +50,29 @@ cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid,
     config.stream = c->stream;
     config.attrs = &attr;
     config.numAttrs = c->dependent_launch ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, args...);
+    return launch_config(c, &config, kernel, args...);
+}
+
+/* All blocks run at the same time, or the launch fails: what a barrier of the grid needs. */
+template <typename... P>
+cudaError_t launch_cooperative(const tm_cuda_ctx *c, void (*kernel)(P...), int blocks, int threads,
+                               size_t smem, typename same<P>::type... args)
+{
+    cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    if (e != cudaSuccess)
+        return e;
+    cudaLaunchAttribute attr = {};
+    attr.id = cudaLaunchAttributeCooperative;
+    attr.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)blocks);
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = c->stream;
+    config.attrs = &attr;
+    config.numAttrs = 1;
+    return launch_config(c, &config, kernel, args...);
 }
 
 #endif
