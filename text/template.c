@@ -309,20 +309,6 @@ const char *tm_template_stop(const tm_template *t, int index)
     return t->format && index >= 0 && index < TM_CHAT_STOPS_MAX ? t->format->stops[index] : NULL;
 }
 
-tm_template_stops tm_template_stops_of(const tm_template *t, const tm_tokenizer *tok)
-{
-    tm_template_stops s = {.id_count = 0};
-    const char *text;
-    for (int i = 0; (text = tm_template_stop(t, i)) != NULL; i++) {
-        int32_t id = tm_tokenizer_id(tok, text, strlen(text));
-        if (id >= 0 && tm_tokenizer_is_special(tok, id))
-            s.ids[s.id_count++] = id;
-        else
-            s.texts[s.text_count++] = text;
-    }
-    return s;
-}
-
 tm_status tm_template_set_meta(tm_template *t, const char *text, tm_err *err)
 {
     if (!text || !*text)

@@ -29,15 +29,6 @@ const char *tm_template_name(const tm_template *t); /* "chatml", "jinja" */
 /* Texts that end an answer besides the model's stop ids: index 0, 1, ... until NULL. */
 const char *tm_template_stop(const tm_template *t, int index);
 
-/* The same as an engine and a detokeniser take them: a special token is no text, so it is stopped at by its id. The
- * texts belong to t. */
-typedef struct tm_template_stops {
-    int32_t ids[TM_TEMPLATE_STOPS_MAX];
-    const char *texts[TM_TEMPLATE_STOPS_MAX];
-    int id_count, text_count;
-} tm_template_stops;
-tm_template_stops tm_template_stops_of(const tm_template *t, const tm_tokenizer *tok);
-
 /* A system message for conversations that bring none (LMDeploy's meta instruction). Before the template is
  * used; NULL or "" keeps what the template does by itself. */
 tm_status tm_template_set_meta(tm_template *t, const char *text, tm_err *err);

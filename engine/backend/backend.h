@@ -32,11 +32,11 @@ const char *tm_dtype_name(tm_dtype t);
 typedef struct tm_device tm_device; /* one per backend and process */
 
 typedef struct tm_device_opts {
-    int threads;     /* CPU: threads of this rank, 0 = cores / ranks on this host */
-    int index;       /* CUDA: device ordinal */
-    tm_dtype dtype;  /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
+    int threads;    /* CPU: threads of this rank, 0 = cores / ranks on this host */
+    int index;      /* CUDA: device ordinal */
+    tm_dtype dtype; /* CUDA: of activations, weights and KV: bf16 or f16; f32 = the default, bf16 */
     const char *isa; /* CPU: "auto", "ref", "avx2", "avx512", "amx": the best allowed path */
-    bool share;      /* CUDA: several ranks may use one device; for tests, waiting ranks are slow then */
+    bool share; /* CUDA: several ranks may use one device; for tests, waiting ranks are slow then */
     /* CUDA: "auto" (or NULL), "peer" memory alone, "nccl" alone; or one way of peer memory: "push", "one", "two" */
     const char *collectives;
 } tm_device_opts;
@@ -275,6 +275,32 @@ typedef struct tm_gather_cols_args {
     const float *x;
     int n_rows, cols, n;
 } tm_gather_cols_args;
+/* A step of few decodes as one operator: all layers of a dense decoder (RMS norms, rotation of whole heads in halves,
+ * gated feed-forward without bias) and its head. Everything but the batch is fixed. */
+typedef struct tm_decode_layer {
+    const tm_weight *qkv, *o, *gate_up, *down;
+    const float *attn_norm, *ffn_norm;
+    const tm_kv_layer *kv;
+} tm_decode_layer;
+
+typedef struct tm_decode_shape {
+    const tm_decode_layer
+        *layers; /* only read while the plan is made, like all structs it points to */
+    int n_layers;
+    const tm_weight *head;
+    const float *final_norm;
+    void *x; /* [R, h] the embeddings; undefined afterwards */
+    void *x_other, *delta, *qkv, *attn,
+        *act;      /* workspaces of the operators that this one is made of */
+    float *logits; /* [R, V] */
+    const float *inv_freq;
+    int n_heads, n_kv_heads, head_dim;
+    float scale, mscale, eps;
+    bool add_one;
+    tm_act_kind act_kind;
+} tm_decode_shape;
+
+typedef struct tm_decode_plan tm_decode_plan;
 
 /* A recorded sequence of operators and copies, see graph_begin. */
 typedef struct tm_graph tm_graph;
@@ -286,6 +312,12 @@ typedef struct tm_join_args {
 } tm_join_args;
 
 typedef struct tm_comm tm_comm;
+/* What one kernel did while it was watched, see profile_begin. */
+typedef struct tm_profile_row {
+    char name[80];
+    int64_t calls;
+    double seconds;
+} tm_profile_row;
 
 typedef struct tm_device_ops {
     tm_status (*open)(tm_device **out, const tm_device_opts *opts, tm_err *err);
@@ -317,6 +349,10 @@ typedef struct tm_device_ops {
      * computes in host memory, where the communicator sums. */
     tm_status (*join)(tm_device *dev, tm_comm *comm, const tm_join_args *args, float **gathered,
                       tm_err *err);
+    /* From begin on every kernel is timed by itself; end gives the rows, the longest first, and stops. Recorded graphs
+     * are not watched. begin: any thread; end: while the engine thread does nothing. */
+    tm_status (*profile_begin)(tm_device *dev);
+    tm_status (*profile_end)(tm_device *dev, tm_profile_row *rows, int max, int *count);
 } tm_device_ops;
 
 /* Arguments that an operator may not know; a model that needs one is refused when it is opened. */
@@ -366,6 +402,13 @@ typedef struct tm_op_table {
     tm_status (*argmax_ranks)(tm_device *dev, const tm_argmax_args *a);
     /* What `linear` does group by group, in one. */
     tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
+    /* *out stays NULL where the device has no such operator for the shape. */
+    tm_status (*decode_plan)(tm_device *dev, const tm_decode_shape *s, tm_decode_plan **out,
+                             tm_err *err);
+    void (*decode_plan_free)(tm_device *dev, tm_decode_plan *plan);
+    int (*decode_plan_rows)(const tm_decode_plan *plan); /* sequences at most */
+    /* A batch of decodes alone, from x to logits. */
+    tm_status (*decode_run)(tm_device *dev, const tm_decode_plan *plan, const tm_batch *b);
 } tm_op_table;
 
 typedef struct tm_backend {

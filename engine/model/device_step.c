@@ -65,6 +65,7 @@ tm_status tm_device_step_open(tm_model *m, tm_err *err)
 void tm_device_step_close(tm_model *m)
 {
     tm_workspace *ws = &m->ws;
+    tm_decode_plan_close(m);
     for (int i = 0; i < ws->graph_count; i++)
         if (ws->graphs[i].graph)
             m->backend->dev->graph_free(m->dev, ws->graphs[i].graph);
@@ -156,8 +157,12 @@ static tm_status enqueue(tm_model *m, const tm_batch *b, size_t bytes)
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
     TM_TRY(dev->upload(m->dev, ws->batch, ws->batch_host, bytes));
-    TM_TRY(tm_forward_layers(m, b));
-    TM_TRY(tm_forward_decode_head(m, b->n_seqs));
+    if (tm_decode_plan_takes(m, b->n_seqs)) {
+        TM_TRY(tm_decode_plan_run(m, b));
+    } else {
+        TM_TRY(tm_forward_layers(m, b));
+        TM_TRY(tm_forward_decode_head(m, b->n_seqs));
+    }
     if (!tm_model_can_pick(m))
         return TM_OK;
     TM_TRY(tm_forward_pick(m, b->n_seqs));
@@ -180,6 +185,8 @@ tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch)
     tm_batch b;
     TM_TRY(tm_extras_begin_step(m, batch)); /* not part of the recording */
     size_t bytes = fill_decode(m, batch, &b);
+    if (m->opts.no_graphs)
+        return enqueue(m, &b, bytes);
     tm_decode_graph *g = find_graph(ws, &b);
     if (!g) {
         if (ws->graph_count < TM_DECODE_GRAPHS_MAX)

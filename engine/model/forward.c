@@ -28,7 +28,7 @@ static tm_status head_linear(tm_model *m, void *out, int rows)
     return cap.limit > 0.0f ? m->backend->ops->bound(m->dev, &cap) : TM_OK;
 }
 
-static tm_status embed(tm_model *m, const tm_batch *b)
+tm_status tm_forward_embed(tm_model *m, const tm_batch *b)
 {
     const tm_embed_args a = {.out = m->ws.x,
                              .ids = b->tokens,
@@ -56,7 +56,7 @@ static tm_status collect(tm_model *m, const float *mine, int rows, float *logits
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b)
 {
     m->ws.sum_waits = false;
-    TM_TRY(embed(m, b));
+    TM_TRY(tm_forward_embed(m, b));
     for (int i = 0; i < m->arch.layers; i++)
         TM_TRY(tm_layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
     return TM_OK;
@@ -181,6 +181,14 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
     }
     TM_TRY(body(m, batch, &b));
     return b.n_logits > 0 ? heads(m, &b, logits) : TM_OK;
+}
+
+tm_status tm_model_profile(tm_model *m, tm_profile_row *rows, int max, int *count)
+{
+    const tm_device_ops *dev = m->backend->dev;
+    if (!dev->profile_begin)
+        return TM_STATUS_UNSUPPORTED;
+    return rows ? dev->profile_end(m->dev, rows, max, count) : dev->profile_begin(m->dev);
 }
 
 bool tm_model_can_pick(const tm_model *m)

@@ -27,6 +27,8 @@ typedef struct tm_model_opts {
     int max_step_tokens; /* T at most in one forward (prefill budget + batch) */
     int max_seqs;        /* B at most */
     int session_len;     /* context limit; 0 = the model's */
+    /* For measurements: decode steps only as sequences of operators; none of them recorded. */
+    bool no_step_kernel, no_graphs;
 } tm_model_opts;
 
 typedef struct tm_model_info {
@@ -65,6 +67,9 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits);
  * the same frequencies; 0: those of the trained length, and always for a rope that does not depend on it. A
  * function of the prompt alone, so that a continued request gets the same. Any thread. */
 int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len);
+
+/* Times single kernels of the device, where it can; see tm_device_ops. rows NULL begins. Between steps. */
+tm_status tm_model_profile(tm_model *m, tm_profile_row *rows, int max, int *count);
 
 /* True when the device can choose the largest logit itself; then no row of logits has to leave it. */
 bool tm_model_can_pick(const tm_model *m);

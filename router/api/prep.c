@@ -275,26 +275,30 @@ static bool render_chat(tm_prep *p, const json_t *messages, const json_t *kwargs
     return ok;
 }
 
-static void add_stop_text(tm_api_params *q, const char *text)
+/* What else ends an answer: texts of the template and of the way calls are written. A special token is not
+ * text, so it ends the answer by its id. */
+static void add_stop(tm_prep *p, const char *text)
 {
-    if (q->stop_count < (int)TM_ARRAY_LEN(q->stops))
+    tm_api_params *q = &p->params;
+    const tm_tokenizer *t = p->served->tokenizer;
+    int32_t id = tm_tokenizer_id(t, text, strlen(text));
+    bool special = id >= 0 && tm_tokenizer_is_special(t, id);
+    if (special && q->stop_id_count < (int)TM_ARRAY_LEN(q->stop_ids))
+        q->stop_ids[q->stop_id_count++] = id;
+    else if (!special && q->stop_count < (int)TM_ARRAY_LEN(q->stops))
         q->stops[q->stop_count++] = text;
 }
 
-/* What else ends an answer: stops of the template and of the way calls are written. */
 static void add_stops(tm_prep *p)
 {
-    tm_api_params *q = &p->params;
-    const tm_tool_parser *parser = p->tools.list ? p->served->tool_parser : NULL;
-    if (q->ignore_eos)
+    const tm_template *t = p->served->template;
+    if (p->params.ignore_eos)
         return;
-    tm_template_stops s = tm_template_stops_of(p->served->template, p->served->tokenizer);
-    for (int i = 0; i < s.id_count && q->stop_id_count < (int)TM_ARRAY_LEN(q->stop_ids); i++)
-        q->stop_ids[q->stop_id_count++] = s.ids[i];
-    for (int i = 0; i < s.text_count; i++)
-        add_stop_text(q, s.texts[i]);
+    for (int i = 0; tm_template_stop(t, i); i++)
+        add_stop(p, tm_template_stop(t, i));
+    const tm_tool_parser *parser = p->tools.list ? p->served->tool_parser : NULL;
     if (parser && tm_tool_parser_stop(parser))
-        add_stop_text(q, tm_tool_parser_stop(parser));
+        add_stop(p, tm_tool_parser_stop(parser));
 }
 
 static bool read_tools(tm_prep *p)

@@ -34,6 +34,9 @@ typedef struct run_item {
     int n, want;
 } run_item;
 
+/* What is opened next runs decode steps as separate operators. */
+extern bool run_operators_only;
+
 /* Opens dir with small limits; exits the process with the message on failure. block_tokens is kept odd on
  * purpose by some callers. */
 void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp);

@@ -23,6 +23,11 @@ inline void start_next()
 {
 }
 
+inline void barrier_sync(int name, int threads, EMU_SITE_PARAMS)
+{
+    emu_barrier_named(name, threads, {"barrier_sync", file, line});
+}
+
 inline float power2(float x)
 {
     return exp2f(x);
