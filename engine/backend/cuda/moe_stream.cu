@@ -35,18 +35,17 @@ __device__ lane_rows<T> find_rows(const moe_product &a, const moe_item &item)
 }
 
 /* Element e of the tile's sums, [lane][4], over the warps. */
-__device__ __forceinline__ float sum_warps(const float (&red)[WARPS][128], int e)
+__device__ __forceinline__ float sum_warps(const float *red, int e)
 {
     float v = 0.0f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++)
-        v += red[w][e];
+        v += red[w * 128 + e];
     return v;
 }
 
 template <typename T, bool GATED>
-__device__ void store_tile(const moe_product &a, const moe_item &item,
-                           const float (&red)[WARPS][128])
+__device__ void store_tile(const moe_product &a, const moe_item &item, const float *red)
 {
     /* Gated, element e + 2 is what gate e multiplies. */
     const int e = GATED ? threadIdx.x / 2 * 4 + threadIdx.x % 2 : threadIdx.x, lane = e / 4;
@@ -64,15 +63,14 @@ __device__ void store_tile(const moe_product &a, const moe_item &item,
 template <typename T, bool GATED>
 __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
 {
-    SHARED(float[WARPS][128], red);
+    SHARED(float4[WARPS * 32], red);
     start_next();
     wait_previous();
     if ((int)blockIdx.y >= *a.n_items)
         return;
     const moe_item item = a.items[blockIdx.y];
     const lane_rows<T> r = find_rows<T, GATED>(a, item);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32,
-              steps = (a.k + STREAM_STEP - 1) / STREAM_STEP;
+    const int warp = threadIdx.x / 32, steps = (a.k + STREAM_STEP - 1) / STREAM_STEP;
     step_regs s[DEPTH];
     float acc[4] = {};
 #pragma unroll
@@ -85,9 +83,9 @@ __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
             load_step<T>(s[d], r, at + (d + DEPTH) * WARPS, a.k);
         }
     }
-    *reinterpret_cast<float4 *>(&red[warp][lane * 4]) = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    red[threadIdx.x] = make_float4(acc[0], acc[1], acc[2], acc[3]);
     __syncthreads();
-    store_tile<T, GATED>(a, item, red);
+    store_tile<T, GATED>(a, item, reinterpret_cast<const float *>(red));
 }
 
 } /* namespace */
