@@ -21,8 +21,6 @@ static pthread_mutex_t g_pool_lock = PTHREAD_MUTEX_INITIALIZER;
 static grid *g_pool; /* those that run nothing */
 static char g_failure[2048];
 
-static const emu_site g_running = {NULL, NULL, 0};
-
 /* ---- who is next ---- */
 
 static unsigned next_bit(unsigned mask, unsigned from, bool down)
@@ -70,14 +68,12 @@ static __attribute__((noreturn)) void leave(emu_thread *t)
     abort();
 }
 
-void grid_wait(emu_thread *t, emu_site site)
+void grid_wait(emu_thread *t)
 {
     block *b = block_of(t);
-    t->site = site;
     if (!b->ready_warps)
         emu_fail("waits for threads that do not come");
     switch_to(t, take_next(b, t->warp, t->lane));
-    t->site = g_running;
 }
 
 /* The next thread in the order of blocks, warps and lanes: everybody gets a turn. At the end of a round one more block
@@ -189,7 +185,7 @@ int emu_barrier(int value, emu_site site)
         grid_set_ready(b, t->warp, 0, 1u << t->lane);
         return b->value[round];
     }
-    grid_wait(t, site);
+    grid_wait(t);
     return b->value[round];
 }
 
@@ -221,23 +217,16 @@ void emu_barrier_named(int name, int threads, emu_site site)
 static void describe_waiters(const block *b, char *out, size_t size)
 {
     size_t len = strlen(out);
-    emu_site seen[8];
-    int count[8] = {0}, n = 0;
-    for (int i = 0; i < b->size; i++) {
-        const emu_site *s = &b->threads[i].site;
-        int k = 0;
-        if (!s->what)
-            continue;
-        while (k < n && (seen[k].line != s->line || strcmp(seen[k].file, s->file) != 0))
-            k++;
-        if (k == n && n < (int)TM_ARRAY_LEN(seen))
-            seen[n++] = *s;
-        if (k < n)
-            count[k]++;
-    }
-    for (int k = 0; k < n && len < size; k++)
-        len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at %s, %s:%d", count[k],
-                                seen[k].what, seen[k].file, seen[k].line);
+    if (b->arrived > 0)
+        len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at %s, %s:%d",
+                                b->arrived, b->barrier.what, b->barrier.file, b->barrier.line);
+    for (unsigned w = 0; w < b->n_warps; w++)
+        for (int i = 0; i < b->warps[w].n_groups && len < size; i++) {
+            const group *g = &b->warps[w].groups[i];
+            len += (size_t)snprintf(
+                out + len, size - len, "\n  lanes %#x of warp %u wait at %s, %s:%d, for %#x",
+                g->arrived, w, g->site.what, g->site.file, g->site.line, g->mask);
+        }
 }
 
 void emu_fail(const char *fmt, ...)

@@ -49,7 +49,6 @@ typedef struct emu_thread {
     unsigned warp, lane;
     struct emu_block *block;
     struct emu_fiber *fiber; /* NULL: not started */
-    emu_site site;           /* of what it waits for; what NULL: for nothing */
     bool waited;             /* for the kernel in front (dependent launch) */
     struct emu_copy *copies; /* asynchronous ones, oldest first */
     int n_copies, copies_room;

@@ -53,7 +53,6 @@ static void set_up_thread(block *b, int i)
     t->lane = (unsigned)i % EMU_LANES;
     t->block = &b->seen;
     t->fiber = NULL;
-    t->site.what = NULL;
     t->waited = false;
 }
 

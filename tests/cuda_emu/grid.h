@@ -109,7 +109,7 @@ static inline bool grid_same_site(const emu_site *a, const emu_site *b)
 }
 
 /* t waits until somebody makes it ready. */
-void grid_wait(emu_thread *t, emu_site site);
+void grid_wait(emu_thread *t);
 /* Operations of the warp may be complete without t. */
 void warp_thread_ended(emu_thread *t);
 

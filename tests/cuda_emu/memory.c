@@ -1,4 +1,4 @@
-/* Memory of the emulated device: every allocation is a mapping of its own that ends at a page without access, and begins
+/* Memory of the emulated device: every allocation is a mapping of its own that ends where memory without access begins, and is
  * filled with bytes that are no number. It can come from a nameless file (TM_EMU_SHARE), which another process then opens
  * through an IPC handle by way of /proc. Pinned host memory is ordinary memory that is known to be pinned. */
 #include <errno.h>
@@ -28,6 +28,7 @@
 #endif
 
 #define PAGE        ((size_t)4096)
+#define GUARD       (64 * PAGE)
 #define ALIGN       ((size_t)256) /* as cudaMalloc */
 #define TOTAL_BYTES ((size_t)16 << 30)
 #define TAIL        0xa5 /* between an allocation's end and the page behind it */
@@ -35,7 +36,7 @@
 typedef struct region {
     char *at;
     size_t bytes;
-    char *map; /* of map_bytes, and the page without access */
+    char *map; /* of map_bytes, between what has no access */
     size_t map_bytes;
     emu_memory kind;
     int fd;       /* -1: none */
@@ -120,7 +121,7 @@ void emu_describe_address(const void *p, char *out, size_t size)
     for (size_t i = 0; i < g_count; i++) {
         const uintptr_t begin = (uintptr_t)g_regions[i].at, end = begin + g_regions[i].bytes;
         const size_t far = at >= end ? at - end : at < begin ? begin - at : 0;
-        if (far >= best || far > 64 * PAGE)
+        if (far >= best || far > GUARD)
             continue;
         best = far;
         snprintf(out, size, "%zu bytes %s an allocation of %zu bytes", far,
@@ -130,19 +131,19 @@ void emu_describe_address(const void *p, char *out, size_t size)
 
 /* ---- the device ---- */
 
-/* map_bytes at any place with a page without access behind; fd -1: private memory. */
+/* map_bytes at any place, with memory without access on both sides; fd -1: private memory. */
 static char *map_guarded(size_t map_bytes, int fd)
 {
-    char *base =
-        mmap(NULL, map_bytes + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *base = mmap(NULL, map_bytes + 2 * GUARD, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
         return NULL;
     const int flags = fd >= 0 ? MAP_SHARED | MAP_FIXED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    if (mmap(base, map_bytes, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED) {
-        munmap(base, map_bytes + PAGE);
+    if (mmap(base + GUARD, map_bytes, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED) {
+        munmap(base, map_bytes + 2 * GUARD);
         return NULL;
     }
-    return base;
+    return base + GUARD;
 }
 
 static int shared_file(size_t bytes)
@@ -209,7 +210,7 @@ static void unmap(const region *r)
                     r->bytes);
             abort();
         }
-    munmap(r->map, r->map_bytes + PAGE);
+    munmap(r->map - GUARD, r->map_bytes + 2 * GUARD);
     if (r->fd >= 0)
         close(r->fd);
 }

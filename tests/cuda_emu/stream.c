@@ -246,7 +246,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event)
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
-    const cudaError_t e = cudaEventSynchronize(event);
+    const cudaError_t e = event->capture ? cudaSuccess : cudaEventSynchronize(event);
     free(event);
     return e;
 }

@@ -23,24 +23,23 @@ void emu_warp(unsigned mask, emu_warp_op *op, void *arg, emu_site site)
     if (!(mask & bit))
         emu_fail("calls %s, %s:%d, with the mask %#x, which does not have its own lane", site.what,
                  site.file, site.line, mask);
+    /* Groups with other masks may be under way: those lanes come here later. */
     for (int i = 0; i < w->n_groups && !g; i++)
-        if (w->groups[i].mask & mask)
+        if (w->groups[i].mask == mask)
             g = &w->groups[i];
     if (!g) {
         g = &w->groups[w->n_groups++];
         *g = (group){mask, 0, site};
-    } else if (g->mask != mask || !grid_same_site(&g->site, &site)) {
-        emu_fail("calls %s, %s:%d, with the mask %#x, while other lanes are at %s, %s:%d, with the "
-                 "mask %#x",
-                 site.what, site.file, site.line, mask, g->site.what, g->site.file, g->site.line,
-                 g->mask);
+    } else if (!grid_same_site(&g->site, &site)) {
+        emu_fail("calls %s, %s:%d, while other lanes of the mask %#x are at %s, %s:%d", site.what,
+                 site.file, site.line, mask, g->site.what, g->site.file, g->site.line);
     }
     g->arrived |= bit;
     w->args[t->lane] = arg;
     if (g->arrived != (mask & ~w->exited)) {
         /* op runs in whoever comes last: all of a group call with the same one. */
         w->op[t->lane] = op;
-        grid_wait(t, site);
+        grid_wait(t);
         return;
     }
     op(w->args, g->arrived);

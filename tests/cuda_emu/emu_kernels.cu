@@ -1,0 +1,257 @@
+/* See emu_kernels.h. The mistakes are made on purpose. */
+#include "tests/cuda_emu/emu_kernels.h"
+
+#include "engine/backend/cuda/launch.cuh"
+#include "engine/backend/cuda/mma.cuh"
+
+namespace
+{
+
+__global__ void mistake_kernel(int *out, emu_mistake mode)
+{
+    SHARED(int[64], slots);
+    const int i = threadIdx.x;
+    float c[4] = {};
+    if (mode != EMU_NO_WAIT)
+        wait_previous();
+    slots[i] = i;
+    if (mode == EMU_BARRIER_AFTER_END && i == 7)
+        return;
+    if (mode == EMU_TWO_BARRIERS && i < 32)
+        __syncthreads();
+    else if (mode != EMU_BARRIER_SKIPPED || i != 3)
+        __syncthreads();
+    if (mode == EMU_SHUFFLE_MISSING && i == 40)
+        __syncthreads();
+    int v = __shfl_xor_sync(mode == EMU_SHUFFLE_MASKS && i == 5    ? 0xffu
+                            : mode == EMU_SHUFFLE_NOT_IN && i == 5 ? 1u
+                                                                   : 0xffffffffu,
+                            slots[i], 1);
+    if (mode == EMU_MMA_HALF && i % 32 < 16)
+        return;
+    mma<__half>(c, 0, 0, 0, 0, 0, 0);
+    if (mode == EMU_MISALIGNED)
+        load_weights(*reinterpret_cast<uint4 *>(slots), reinterpret_cast<char *>(out) + 2, true);
+    if (mode == EMU_TRAP && i == 9)
+        __trap();
+    out[i] = v + (int)c[0];
+}
+
+__global__ void exchange_kernel(uint32_t *out, const uint32_t *in)
+{
+    const int i = threadIdx.x, lane = i % 32;
+    const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u, mine = in[i];
+    wait_previous();
+    out[i * 6] = __shfl_sync(0xffffffffu, mine, 5);
+    out[i * 6 + 1] = __shfl_xor_sync(half, mine, 3, 16);
+    out[i * 6 + 2] = __shfl_up_sync(0xffffffffu, mine, 2) + __shfl_down_sync(0xffffffffu, mine, 7, 8);
+    out[i * 6 + 3] = __ballot_sync(half, mine & 1);
+    out[i * 6 + 4] = __reduce_max_sync(half, mine) ^ (unsigned)__reduce_min_sync(0xffffffffu, (int)mine);
+    out[i * 6 + 5] = (unsigned)__syncthreads_count(mine & 1);
+}
+
+template <typename T> __global__ void product_kernel(float *out, const uint16_t *a, const uint16_t *b, bool loads)
+{
+    SHARED(uint16_t[16][24], as);
+    SHARED(uint16_t[16][24], bs); /* [k][n] */
+    const int lane = threadIdx.x, g = lane / 4, t = lane % 4 * 2;
+    uint32_t x[4], y[4];
+    float c[4] = {};
+    wait_previous();
+    for (int i = lane; i < 256; i += 32)
+        as[i / 16][i % 16] = a[i];
+    for (int i = lane; i < 128; i += 32)
+        bs[i % 16][i / 16] = b[i];
+    __syncwarp();
+    if (loads) {
+        load_matrix(x, &as[lane % 16][lane / 16 * 8]);
+        load_matrix_trans(y, &bs[lane % 16][0]);
+    } else {
+        for (int r = 0; r < 4; r++)
+            memcpy(&x[r], &a[(g + r % 2 * 8) * 16 + t + r / 2 * 8], 4);
+        for (int r = 0; r < 2; r++)
+            memcpy(&y[r], &b[g * 16 + t + r * 8], 4);
+    }
+    mma<T>(c, x[0], x[1], x[2], x[3], y[0], y[1]);
+    for (int e = 0; e < 4; e++)
+        out[(g + e / 2 * 8) * 8 + t + e % 2] = c[e];
+}
+
+__global__ void transpose_kernel(uint16_t *out, const uint16_t *in)
+{
+    uint32_t v;
+    wait_previous();
+    memcpy(&v, in + threadIdx.x * 2, 4);
+    v = transpose8(v);
+    memcpy(out + threadIdx.x * 2, &v, 4);
+}
+
+__global__ void copies_kernel(uint32_t *out, const uint32_t *in, int waits)
+{
+    SHARED(uint4[3], to);
+    wait_previous();
+    for (int i = 0; i < 3; i++) {
+        copy_async(&to[i], in + i * 4, i != 1);
+        copy_commit();
+    }
+    if (waits == 1)
+        copy_wait<2>();
+    if (waits == 2)
+        copy_wait<1>();
+    if (waits == 3)
+        copy_wait<0>();
+    memcpy(out, to, sizeof(to));
+}
+
+__device__ int look(const int *p)
+{
+    return __ldcv(p);
+}
+
+__global__ void turns_kernel(int *turn, int *order)
+{
+    wait_previous();
+    const int behind = gridDim.x - 1 - blockIdx.x;
+    while (look(turn) != behind) {
+    }
+    order[behind] = blockIdx.x;
+    __threadfence();
+    atomicAdd(turn, 1);
+}
+
+__global__ void ping_kernel(int *mine, int *theirs, int rounds)
+{
+    wait_previous();
+    for (int i = 0; i < rounds; i++) {
+        const int now = atomicAdd(mine, 1) + 1;
+        while (look(theirs) < now) {
+        }
+    }
+}
+
+__global__ void poke_kernel(int *p, int i, int v)
+{
+    wait_previous();
+    p[i] = v;
+}
+
+__global__ void copy_int_kernel(int *p, const int *from)
+{
+    wait_previous();
+    *p = *from;
+}
+
+__global__ void shared_kernel(uint32_t *out, bool dynamic)
+{
+    SHARED(uint32_t[8], fixed);
+    wait_previous();
+    out[0] = fixed[0];
+    if (dynamic) {
+        DYNAMIC_SHARED(uint32_t, more);
+        out[1] = more[0];
+    }
+}
+
+__global__ void race_kernel(int *out, bool safe)
+{
+    SHARED(int[64], slots);
+    wait_previous();
+    const int i = threadIdx.x;
+    slots[i] = i;
+    __syncwarp();
+    if (safe)
+        __syncthreads();
+    out[i] = slots[63 - i];
+}
+
+template <typename T>
+__global__ void convert_kernel(float *wide, uint16_t *back, const float *from, uint16_t *rounded, int n)
+{
+    wait_previous();
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    T v = emu_bits<T>((uint16_t)i);
+    wide[i] = to_f32(v);
+    back[i] = emu_bits<uint16_t>(from_f32<T>(to_f32(v)));
+    if (i < n)
+        rounded[i] = emu_bits<uint16_t>(from_f32<T>(from[i]));
+}
+
+} /* namespace */
+
+const char *const emu_mistake_says[EMU_MISTAKES] = {
+    [EMU_NO_MISTAKE] = "",
+    [EMU_BARRIER_SKIPPED] = "threads that do not come",
+    [EMU_BARRIER_AFTER_END] = "1 of 64 threads have ended before",
+    [EMU_TWO_BARRIERS] = "while others wait at another barrier",
+    [EMU_SHUFFLE_MISSING] = "lanes 0xfffffeff of warp 1 wait at __shfl_xor_sync",
+    [EMU_SHUFFLE_MASKS] = "lanes 0x20 of warp 0 wait at __shfl_xor_sync",
+    [EMU_SHUFFLE_NOT_IN] = "does not have its own lane",
+    [EMU_MMA_HALF] = "takes a whole warp",
+    [EMU_MISALIGNED] = "is not a multiple",
+    [EMU_NO_WAIT] = "without wait_previous",
+    [EMU_TRAP] = "executes __trap",
+};
+
+cudaError_t emu_mistake_launch(int *out, emu_mistake mode, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, mistake_kernel, dim3(1), 64, 0, out, mode);
+}
+
+cudaError_t emu_exchange_launch(uint32_t *out, const uint32_t *in, int threads, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, exchange_kernel, dim3(1), threads, 0, out, in);
+}
+
+cudaError_t emu_product_launch(float *out, const uint16_t *a, const uint16_t *b, bool f16, bool loads,
+                               const tm_cuda_ctx *ctx)
+{
+    return launch_kernel(ctx, f16 ? product_kernel<__half> : product_kernel<__nv_bfloat16>, dim3(1), 32, 0, out, a, b,
+                         loads);
+}
+
+cudaError_t emu_transpose_launch(uint16_t *out, const uint16_t *in, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, transpose_kernel, dim3(1), 32, 0, out, in);
+}
+
+cudaError_t emu_copies_launch(uint32_t *out, const uint32_t *in, int waits, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, copies_kernel, dim3(1), 1, 0, out, in, waits);
+}
+
+cudaError_t emu_turns_launch(int *turn, int *order, int blocks, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, turns_kernel, dim3((unsigned)blocks), 1, 0, turn, order);
+}
+
+cudaError_t emu_ping_launch(int *mine, int *theirs, int rounds, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, ping_kernel, dim3(1), 1, 0, mine, theirs, rounds);
+}
+
+cudaError_t emu_poke_launch(int *p, int i, int v, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, poke_kernel, dim3(1), 1, 0, p, i, v);
+}
+
+cudaError_t emu_copy_int_launch(int *p, const int *from, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, copy_int_kernel, dim3(1), 1, 0, p, from);
+}
+
+cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, shared_kernel, dim3(1), 1, smem, out, smem > 0);
+}
+
+cudaError_t emu_race_launch(int *out, bool safe, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, race_kernel, dim3(1), 64, 0, out, safe);
+}
+
+cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded, int n, bool f16,
+                               const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, f16 ? convert_kernel<__half> : convert_kernel<__nv_bfloat16>, dim3(256), 256, 0, wide, back,
+                         from, rounded, n);
+}

@@ -1,0 +1,60 @@
+/* Small kernels, right and wrong, that the emulator's own test launches. */
+#ifndef TM_TESTS_CUDA_EMU_KERNELS_H
+#define TM_TESTS_CUDA_EMU_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/backend/cuda/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One block of 64 threads each, `mode` says which mistake: */
+typedef enum emu_mistake {
+    EMU_NO_MISTAKE,
+    EMU_BARRIER_SKIPPED,   /* one thread goes on without */
+    EMU_BARRIER_AFTER_END, /* one thread has ended */
+    EMU_TWO_BARRIERS,      /* half of the threads is at another one */
+    EMU_SHUFFLE_MISSING,   /* a lane of the mask does not come */
+    EMU_SHUFFLE_MASKS,     /* lanes disagree about the mask */
+    EMU_SHUFFLE_NOT_IN,    /* the caller is not in its mask */
+    EMU_MMA_HALF,          /* half a warp multiplies */
+    EMU_MISALIGNED,        /* 16 bytes at an odd place */
+    EMU_NO_WAIT,           /* of a dependent launch */
+    EMU_TRAP,
+    EMU_MISTAKES
+} emu_mistake;
+cudaError_t emu_mistake_launch(int *out, emu_mistake mode, const tm_cuda_ctx *c);
+extern const char *const emu_mistake_says[EMU_MISTAKES];
+
+/* out[i] for every thread i of `threads`: the six numbers are what each exchange gives for in[]. */
+cudaError_t emu_exchange_launch(uint32_t *out, const uint32_t *in, int threads,
+                                const tm_cuda_ctx *c);
+/* c[16,8] = a[16,16] b[16,8]; a is row-major, b column-major; with `loads`, a and b pass ldmatrix (b transposed). */
+cudaError_t emu_product_launch(float *c, const uint16_t *a, const uint16_t *b, bool f16, bool loads,
+                               const tm_cuda_ctx *ctx);
+cudaError_t emu_transpose_launch(uint16_t *out, const uint16_t *in, const tm_cuda_ctx *c);
+/* Three groups of copies, `waits` of them waited for; out: 12 words as they are then. */
+cudaError_t emu_copies_launch(uint32_t *out, const uint32_t *in, int waits, const tm_cuda_ctx *c);
+/* Every block waits until its number of blocks before it have added themselves: the last comes first. */
+cudaError_t emu_turns_launch(int *turn, int *order, int blocks, const tm_cuda_ctx *c);
+/* `rounds` times: adds one to *mine and waits until *theirs is as large. */
+cudaError_t emu_ping_launch(int *mine, int *theirs, int rounds, const tm_cuda_ctx *c);
+/* Writes v to p[i]; *p = v after reading *from. */
+cudaError_t emu_poke_launch(int *p, int i, int v, const tm_cuda_ctx *c);
+cudaError_t emu_copy_int_launch(int *p, const int *from, const tm_cuda_ctx *c);
+/* out[0..1]: the first word of a static and of `smem` bytes of dynamic shared memory, as found. */
+cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c);
+/* Half of the threads read what others of the block write; `safe`: with a barrier between. */
+cudaError_t emu_race_launch(int *out, bool safe, const tm_cuda_ctx *c);
+/* Every bit pattern widened and rounded back. */
+cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded,
+                               int n, bool f16, const tm_cuda_ctx *c);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
