@@ -202,7 +202,7 @@ void emu_barrier_named(int name, int threads, emu_site site)
     n->site = site;
     n->waiting[t->warp] |= 1u << t->lane;
     if (++n->arrived < threads) {
-        grid_wait(t, site);
+        grid_wait(t);
         return;
     }
     for (unsigned w = 0; w < b->n_warps; w++)
@@ -220,6 +220,11 @@ static void describe_waiters(const block *b, char *out, size_t size)
     if (b->arrived > 0)
         len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at %s, %s:%d",
                                 b->arrived, b->barrier.what, b->barrier.file, b->barrier.line);
+    for (int i = 1; i < NAMES && len < size; i++)
+        if (b->named[i].arrived > 0)
+            len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at barrier %d, %s:%d",
+                                    b->named[i].arrived, i, b->named[i].site.file,
+                                    b->named[i].site.line);
     for (unsigned w = 0; w < b->n_warps; w++)
         for (int i = 0; i < b->warps[w].n_groups && len < size; i++) {
             const group *g = &b->warps[w].groups[i];
