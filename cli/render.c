@@ -1,9 +1,9 @@
 /* turbomesh render: a conversation through a chat template, for scripts and tests.
  *
  * With MODEL the messages go the way of a request to the server: checked, parts joined, arguments of tool calls
- * turned into objects, then the model's template (or --chat-template in its place). Without MODEL the template alone
- * is at work: messages reach it as they are, and there are no special tokens but those in --kwargs. The prompt goes
- * to standard output without a newline of our own. */
+ * turned into objects, then the model's template (or --chat-template in its place), again in another form where it
+ * refuses the first. Without MODEL the template alone is at work: messages reach it as they are, and there are no
+ * special tokens but those in --kwargs. The prompt goes to standard output without a newline of our own. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,10 @@
 #include "common/check.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "router/api/field_parse.h"
 #include "router/api/messages.h"
+#include "router/api/render.h"
+#include "router/served.h"
 #include "text/template.h"
 #include "text/tokenizer.h"
 
@@ -127,20 +130,45 @@ static tm_status load_rest(job *j, const render_opts *o, tm_err *err)
     return TM_OK;
 }
 
-/* As the server reads the messages of a request. */
-static tm_status as_request(job *j, tm_err *err)
+static tm_status refuse(const tm_api_error *e, tm_err *err)
 {
-    const tm_api_limits limits = tm_api_limits_default();
+    return TM_FAIL(err, TM_STATUS_INVALID, "%s", e->message);
+}
+
+/* The tools as the server reads them out of a request. */
+static tm_status read_tools(const job *j, tm_prep *p, tm_err *err)
+{
+    static const tm_api_field field = {.name = "tools"};
     tm_api_error e = {0};
-    json_t *messages;
-    if (!tm_api_messages(j->messages, &limits, &messages, &e))
-        return TM_FAIL(err, TM_STATUS_INVALID, "%s", e.message);
-    json_decref(j->messages);
-    j->messages = messages;
+    if ((j->tools && !tm_api_parse_tools(&p->params, &field, j->tools, p->limits, &e)) ||
+        !tm_api_tools_read(&p->params, &p->tools, &e))
+        return refuse(&e, err);
+    if (p->tools.list && !tm_template_takes_tools(j->template))
+        return TM_FAIL(err, TM_STATUS_INVALID, "the chat template has no place for tools");
     return TM_OK;
 }
 
-static tm_status render(job *j, const render_opts *o, tm_err *err)
+/* The way of a request to the server. */
+static tm_status render_request(job *j, const render_opts *o, tm_err *err)
+{
+    const tm_api_limits limits = tm_api_limits_default();
+    tm_served served = {.tokenizer = j->tokenizer, .template = j->template};
+    tm_prep p = {.kind = TM_PREP_CHAT, .served = &served, .limits = &limits};
+    tm_api_error e = {0};
+    json_t *messages = NULL;
+    p.params.add_generation_prompt = o->add_generation_prompt;
+    p.params.continue_final_message = o->continue_final_message;
+    tm_status st = read_tools(j, &p, err);
+    if (st == TM_OK && !tm_api_messages(j->messages, &limits, &messages, &e))
+        st = refuse(&e, err);
+    if (st == TM_OK)
+        st = tm_api_render(&p, messages, j->kwargs, &j->out, err);
+    json_decref(messages);
+    tm_api_tools_deinit(&p.tools);
+    return st;
+}
+
+static tm_status render_raw(job *j, const render_opts *o, tm_err *err)
 {
     const tm_render_args args = {.messages = j->messages,
                                  .tools = j->tools,
@@ -200,6 +228,10 @@ int tm_cmd_render(int argc, char **argv)
         return code;
     tm_err err = TM_ERR_INIT;
     tm_log_init("turbomesh", TM_LOG_WARN, TM_LOG_AUTO);
+    if (o.now && n == 1 && !o.raw) {
+        TM_FAIL(&err, TM_STATUS_INVALID, "--now: a server takes the clock; give --raw with it");
+        return tm_cmd_fail("render", &err);
+    }
     if ((n != 1 && !o.template) || !o.messages || (o.ids && n != 1)) {
         TM_FAIL(&err, TM_STATUS_INVALID, "give MODEL or --chat-template, and --messages%s",
                 o.ids ? "; --ids needs MODEL" : "");
@@ -211,10 +243,8 @@ int tm_cmd_render(int argc, char **argv)
         st = load_messages(&j, &o, &err);
     if (st == TM_OK)
         st = load_rest(&j, &o, &err);
-    if (st == TM_OK && n == 1 && !o.raw)
-        st = as_request(&j, &err);
     if (st == TM_OK)
-        st = render(&j, &o, &err);
+        st = n == 1 && !o.raw ? render_request(&j, &o, &err) : render_raw(&j, &o, &err);
     if (st == TM_OK)
         st = print(&j, &o, &err);
     job_deinit(&j);

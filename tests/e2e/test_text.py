@@ -102,6 +102,19 @@ def test_render(tmp_path):
     assert run("render", "--chat-template", template, "--messages", tmp_path / "request.json")[1] == "<system>Be brief."
 
 
+def test_render_with_tools_as_the_server_does(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": {"name": "f"}, "extra": 1}]))
+    (tmp_path / "bad.json").write_text('[{"type": "function", "function": {"name": "a b"}}]')
+    (tmp_path / "m.json").write_text(json.dumps([{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]}]))
+    template = "{{ tools | length }} {{ tools[0].function.name }} {{ messages[1].tool_calls[0].function.arguments.a + 1 }}"
+    args = ["render", MODEL, "--chat-template", template, "--messages", tmp_path / "m.json", "--tools"]
+    rc, out, err = run(*args, tmp_path / "tools.json")
+    assert rc == 0 and out == "1 f 2", err
+    rc, _, err = run(*args, tmp_path / "bad.json")
+    assert rc == 2 and "tools[0].function.name" in err, err
+
+
 def test_render_refusals(tmp_path):
     m, bad = tmp_path / "m.json", tmp_path / "bad.json"
     m.write_text(json.dumps(MESSAGES))
