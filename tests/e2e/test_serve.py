@@ -14,11 +14,11 @@ from cluster import BIN, MODEL, SLOW, free_port, processes, wait_until
 
 
 class Serve:
-    def __init__(self, *args):
+    def __init__(self, *args, model=MODEL):
         self.port = free_port()
         self.log = tempfile.TemporaryFile("a+")  # append: reading moves the offset that the children share
         self.name = f"serve-{self.port}"
-        self.p = subprocess.Popen([os.path.join(BIN, "turbomesh"), "serve", MODEL, "--port", str(self.port),
+        self.p = subprocess.Popen([os.path.join(BIN, "turbomesh"), "serve", str(model), "--port", str(self.port),
                                    "--served-model-name", self.name, *map(str, args)],
                                   stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
 
@@ -57,6 +57,13 @@ class Serve:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_serves_and_ends(tp):
     with Serve("--tp", tp) as s:
+        assert "Paris" in s.ask()
+
+
+def test_serves_a_workspace(tmp_path):
+    """Of four parts, on two ranks."""
+    subprocess.run([os.path.join(BIN, "turbomesh"), "convert", MODEL, "--dst-path", str(tmp_path / "w"), "--tp", "4"], check=True, timeout=60)
+    with Serve("--tp", 2, model=tmp_path / "w") as s:
         assert "Paris" in s.ask()
         banner = wait_until("the banner", lambda: "try       curl" in s.text() and s.text(), 10)
         assert s.name in banner and f"http://127.0.0.1:{s.port}" in banner
