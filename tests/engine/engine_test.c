@@ -561,7 +561,7 @@ static void test_followers(void **state)
     tm_comm *ranks[N];
     follower f[N];
     pthread_t threads[N];
-    fake_opts fo = {.max_positions = 512, .blocks = 100, .blocks_rank1 = 40};
+    fake_opts fo = {.max_positions = 512, .blocks = 100, .blocks_rank1 = 40, .pick = true};
     fake_reset(&fo);
     fake_comm_group(N, ranks);
     for (int i = 1; i < N; i++) {
@@ -581,6 +581,10 @@ static void test_followers(void **state)
         assert_int_equal(drive_submit(g.e, &asks[i].r, all[i], NULL), TM_OK);
     }
     drive_all(g.e, all, CROWD);
+    ask greedy;
+    make_ask(&greedy, CROWD + 1, 5, 0, 4);
+    run_alone(&g, &greedy.r, &alone[0]);
+    assert_true(fake_picks(0) >= 4);
     rig_close(&g);
     for (int i = 1; i < N; i++) {
         pthread_join(threads[i], NULL);
@@ -589,6 +593,7 @@ static void test_followers(void **state)
         assert_int_equal(f[i].blocks, 40);
         assert_int_equal(fake_steps(i), fake_steps(0));
         assert_int_equal(fake_tokens(i), fake_tokens(0));
+        assert_int_equal(fake_picks(i), fake_picks(0)); /* every rank takes part in the same way */
     }
 }
 

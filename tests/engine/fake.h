@@ -33,6 +33,7 @@ void fake_wait_held(void);    /* until forward waits */
 void fake_let_one_step(void); /* one forward passes; returns when the next one waits */
 int fake_steps(int rank);
 long fake_tokens(int rank); /* computed in all */
+int fake_picks(int rank);   /* steps of picks */
 int fake_errors(void);      /* wrong positions, rows or blocks seen in forward */
 
 /* A group of n ranks. The handles are freed by tm_comm_destroy, the group with the last of them. */

@@ -28,7 +28,7 @@ static struct {
     pthread_cond_t cond;
     bool hold, held;
     int pass; /* forwards that may go although held */
-    int steps[RANKS];
+    int steps[RANKS], picks[RANKS];
     long tokens[RANKS];
     int errors;
 } g = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
@@ -42,6 +42,7 @@ void fake_reset(const fake_opts *opts)
     g.errors = 0;
     memset(g.steps, 0, sizeof(g.steps));
     memset(g.tokens, 0, sizeof(g.tokens));
+    memset(g.picks, 0, sizeof(g.picks));
     pthread_mutex_unlock(&g.lock);
 }
 
@@ -90,6 +91,14 @@ int fake_steps(int rank)
 {
     pthread_mutex_lock(&g.lock);
     int n = g.steps[rank];
+    pthread_mutex_unlock(&g.lock);
+    return n;
+}
+
+int fake_picks(int rank)
+{
+    pthread_mutex_lock(&g.lock);
+    int n = g.picks[rank];
     pthread_mutex_unlock(&g.lock);
     return n;
 }
@@ -231,7 +240,8 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *b, float *logits)
 
 bool tm_model_can_pick(const tm_model *m)
 {
-    return g.o.pick && m->info.tp == 1;
+    (void)m;
+    return g.o.pick;
 }
 
 tm_status tm_model_forward_pick(tm_model *m, const tm_batch *b, int32_t *picked)
@@ -239,7 +249,10 @@ tm_status tm_model_forward_pick(tm_model *m, const tm_batch *b, int32_t *picked)
     float *logits = malloc(((size_t)b->n_logits + 1) * FAKE_VOCAB * sizeof(*logits));
     TM_ASSERT(logits);
     tm_status st = tm_model_forward(m, b, logits);
-    for (int r = 0; st == TM_OK && r < b->n_logits; r++) {
+    pthread_mutex_lock(&g.lock);
+    g.picks[m->rank]++;
+    pthread_mutex_unlock(&g.lock);
+    for (int r = 0; st == TM_OK && m->rank == 0 && r < b->n_logits; r++) {
         const float *row = logits + r * FAKE_VOCAB;
         picked[r] = isfinite(row[0]) ? 0 : -1;
         for (int i = 1; picked[r] >= 0 && i < FAKE_VOCAB; i++)
@@ -255,4 +268,13 @@ int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len)
     (void)m;
     (void)prompt_len;
     return 0;
+}
+
+tm_status tm_model_profile(tm_model *m, tm_profile_row *rows, int max, int *count)
+{
+    (void)m;
+    (void)rows;
+    (void)max;
+    (void)count;
+    return TM_STATUS_UNSUPPORTED;
 }

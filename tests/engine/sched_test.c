@@ -602,6 +602,11 @@ static void test_plan_checks(void **state)
     uint64_t number;
     size_t len = w.buf.len, words = len / sizeof(int32_t);
     assert_int_equal(tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL), TM_OK);
+    assert_int_equal(kind, TM_PLAN_STEP);
+    tm_plan_pick(&w.buf);
+    assert_int_equal(tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL), TM_OK);
+    assert_int_equal(kind, TM_PLAN_PICK);
+    assert_int_equal(number, 1);
     for (size_t cut = 0; cut < len; cut += 4)
         assert_int_equal(tm_plan_parse(&w.buf, cut, &kind, &number, &b, NULL), TM_STATUS_INTERNAL);
     assert_int_equal(tm_plan_parse(&w.buf, w.buf.cap + 4, &kind, &number, &b, NULL),
@@ -613,7 +618,7 @@ static void test_plan_checks(void **state)
         int32_t old = w.buf.data[at];
         w.buf.data[at] = rng_below(&r, 2) ? (int32_t)rng_u64(&r) : old + rng_between(&r, -3, 3);
         tm_status st = tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL);
-        if (st == TM_OK && kind == TM_PLAN_STEP)
+        if (st == TM_OK && kind != TM_PLAN_STOP)
             fake_forward(&w, &b); /* whatever is accepted is safe to run (address sanitizer) */
         refused += st != TM_OK;
         w.buf.data[at] = old;

@@ -18,6 +18,8 @@
 #include "engine/backend/cuda/cuda.h"
 #include "engine/backend/cuda/device.h"
 
+/* Allocations from here on have pages of their own, which is what is shared with other processes. */
+#define OWN_BYTES ((size_t)2 << 20)
 #define KEYS_MAX (1 << 16) /* picks of one call through NCCL */
 /* A wait that lasts longer than this, more than any decode step, sleeps between looks. */
 #define SPIN_NS  50000000
@@ -166,7 +168,7 @@ static tm_status take_memory(meeting *m)
     tm_ranks *r = m->r;
     void *words = NULL;
     if (r->rank == 0 && r->gather_bytes > 0)
-        TM_TRY(take(m, r->gather_bytes, &r->gathered));
+        TM_TRY(take(m, TM_MAX(r->gather_bytes, OWN_BYTES), &r->gathered));
     if (!m->mine.reaches)
         return TM_OK;
     TM_TRY(take(m, TM_PEER_SEGMENT_BYTES, &r->peers.segment[r->rank]));
