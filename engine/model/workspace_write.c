@@ -381,16 +381,15 @@ static tm_status write_all(tm_ws_writer *w)
 tm_status tm_workspace_write(const char *model, const char *weights, const tm_workspace_opts *opts,
                              tm_workspace_report *report, tm_err *err)
 {
-    tm_folder folder;
+    tm_folder folder = {.config = NULL};
     tm_checkpoint *c = NULL;
     int64_t parameters;
     tm_workspace_report r = {.files = 0};
     tm_arch *a = calloc(1, sizeof(*a));
     tm_ws_writer w = {.dir = weights, .o = opts, .a = a, .report = &r, .err = err};
     w.block = malloc(TM_WS_BLOCK_BYTES + TM_WS_ROW_MAX * sizeof(uint16_t));
-    tm_status st = tm_folder_open(&folder, model, a, err);
-    if (!a || !w.block)
-        st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
+    tm_status st = a && w.block ? tm_folder_open(&folder, model, a, err)
+                                : TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory");
     if (st == TM_OK)
         st = tm_workspace_can_hold(a, opts->yaml, err);
     if (st == TM_OK)
