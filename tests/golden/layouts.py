@@ -76,10 +76,24 @@ def write(model, dst, layout, tp, with_config, pad_width=0):
         qkv = np.concatenate([np.concatenate([np.split(x, tp, 1)[r] for x in (q, k, v.T)], 1) for r in range(tp)], 1)
         save(qkv, f"layers.{i}.attention.w_qkv.weight", 1)
         save(t[p + "self_attn.o_proj.weight"].T, f"layers.{i}.attention.wo.weight", 0)
-        for ours, theirs, axis in (("w1", "gate", 1), ("w3", "up", 1), ("w2", "down", 0)):
-            x = t[p + f"mlp.{theirs}_proj.weight"].T
-            x = np.pad(x, ((0, 0), (0, pad_width)) if axis == 1 else ((0, pad_width), (0, 0)))
-            save(x, f"layers.{i}.feed_forward.{ours}.weight", axis)
+        if p + "self_attn.q_proj.bias" in t:
+            q, k, v = (t[p + f"self_attn.{n}_proj.bias"][None] for n in "qkv")
+            k, v = (np.repeat(x.reshape(kv, d), repeat, axis=0).reshape(1, -1) for x in (k, v))
+            q, k = permute(q, d), permute(k, d)
+            save(np.concatenate([np.split(x, tp, 1)[r] for r in range(tp) for x in (q, k, v)], 1)[0], f"layers.{i}.attention.w_qkv.bias", 0)
+            for r in range(tp):  # the output has none: zeros, a copy for each part
+                save(np.zeros(c["hidden_size"], np.uint16), f"layers.{i}.attention.wo.{r}.bias")
+        if p + "self_attn.q_norm.weight" in t:
+            for n in "qk":
+                save(permute(t[p + f"self_attn.{n}_norm.weight"][None], d)[0], f"layers.{i}.attention.{n}_norm")
+        if p + "mlp.gate.weight" in t:
+            save(t[p + "mlp.gate.weight"].T, f"layers.{i}.moe_ffn.gate.weight")
+        for e in range(c["num_experts"]) if p + "mlp.gate.weight" in t else [""]:
+            src, dst_name = (p + f"mlp.experts.{e}.", f"moe_ffn.experts.{e}") if e != "" else (p + "mlp.", "feed_forward")
+            for ours, theirs, axis in (("w1", "gate", 1), ("w3", "up", 1), ("w2", "down", 0)):
+                x = t[src + f"{theirs}_proj.weight"].T
+                x = np.pad(x, ((0, 0), (0, pad_width)) if axis == 1 else ((0, pad_width), (0, 0)))
+                save(x, f"layers.{i}.{dst_name}.{ours}.weight", axis)
         save(t[p + "input_layernorm.weight"], f"layers.{i}.attention_norm.weight")
         save(t[p + "post_attention_layernorm.weight"], f"layers.{i}.ffn_norm.weight")
     c["intermediate_size"] += pad_width

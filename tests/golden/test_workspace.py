@@ -124,11 +124,13 @@ def test_layouts_of_an_independent_writer(tmp_path, layout, tp, with_config):
     equal(logits(dst, "bfloat16"), logits(MODEL, "bfloat16"))
 
 
-@pytest.mark.parametrize("layout,fmt", [("v0.1", "ini"), ("v0.9", "yaml")])
-@pytest.mark.parametrize("tp", [1, 2, 4, 8])
-def test_files_equal_those_of_an_independent_writer(tmp_path, layout, fmt, tp):
-    layouts.write(MODEL, tmp_path / "theirs", layout, tp, True)
-    convert(MODEL, tmp_path / "ours", "--tp", tp, "--format", fmt)
+@pytest.mark.parametrize("layout,fmt,name", [("v0.1", "ini", None), ("v0.9", "yaml", None), ("v0.1", "ini", "own-qwen2"), ("v0.9", "yaml", "own-qwen2"),
+                                             ("v0.9", "yaml", "own-qwen3-moe")])
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_files_equal_those_of_an_independent_writer(tmp_path, layout, fmt, name, tp):
+    model = family(name) if name else MODEL
+    layouts.write(model, tmp_path / "theirs", layout, tp, True)
+    convert(model, tmp_path / "ours", "--tp", tp, "--format", fmt)
     a, b = (tmp_path / n / "triton_models" / "weights" for n in ("theirs", "ours"))
     assert sorted(os.listdir(a)) == sorted(os.listdir(b))
     for f in os.listdir(a):
