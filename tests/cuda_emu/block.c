@@ -177,6 +177,7 @@ int emu_barrier(int value, emu_site site)
         if (b->live != b->size)
             emu_fail("is the last at %s, %s:%d, but %d of %d threads have ended before", site.what,
                      site.file, site.line, b->size - b->live, b->size);
+        race_meet(b, b->n_warps == 32 ? EMU_ALL : (1u << b->n_warps) - 1);
         b->arrived = 0;
         b->round++;
         b->value[b->round & 1] = 0;
@@ -205,6 +206,10 @@ void emu_barrier_named(int name, int threads, emu_site site)
         grid_wait(t);
         return;
     }
+    unsigned warps = 0;
+    for (unsigned w = 0; w < b->n_warps; w++)
+        warps |= n->waiting[w] ? 1u << w : 0;
+    race_meet(b, warps);
     for (unsigned w = 0; w < b->n_warps; w++)
         if (n->waiting[w])
             grid_set_ready(b, w, n->waiting[w], 0);
@@ -222,9 +227,9 @@ static void describe_waiters(const block *b, char *out, size_t size)
                                 b->arrived, b->barrier.what, b->barrier.file, b->barrier.line);
     for (int i = 1; i < NAMES && len < size; i++)
         if (b->named[i].arrived > 0)
-            len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at barrier %d, %s:%d",
-                                    b->named[i].arrived, i, b->named[i].site.file,
-                                    b->named[i].site.line);
+            len += (size_t)snprintf(out + len, size - len,
+                                    "\n  %d threads wait at barrier %d, %s:%d", b->named[i].arrived,
+                                    i, b->named[i].site.file, b->named[i].site.line);
     for (unsigned w = 0; w < b->n_warps; w++)
         for (int i = 0; i < b->warps[w].n_groups && len < size; i++) {
             const group *g = &b->warps[w].groups[i];

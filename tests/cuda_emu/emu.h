@@ -92,6 +92,9 @@ void emu_check_aligned(const void *p, size_t to);
 void *emu_shared(const void *id, size_t bytes, size_t align);
 void *emu_shared_dynamic(void);
 
+/* The compiler does not see this access to shared memory: races are looked for (race.c). */
+void emu_watch(const void *p, size_t bytes, bool write);
+
 void emu_copy_async(void *to, const void *from, size_t bytes, bool valid);
 void emu_copy_commit(void);
 void emu_copy_wait(int groups);

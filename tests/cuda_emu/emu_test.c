@@ -122,6 +122,27 @@ static void bounds_test(void **state)
     ok(cudaFree(p));
 }
 
+/* Without a sanitizer of its own the build looks for races. */
+static void race_test(void **state)
+{
+    (void)state;
+    int *out = take(64 * sizeof(int)), got[64];
+    ok(emu_race_launch(out, true, &g_ctx));
+    get(got, out, sizeof(got));
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(got[i], 63 - i);
+    ok(emu_race_launch(out, false, &g_ctx));
+    const cudaError_t e = cudaStreamSynchronize(g_ctx.stream);
+#ifdef TM_CUDA_EMU_RACES
+    assert_int_equal(e, cudaErrorLaunchFailure);
+    assert_non_null(strstr(emu_failure(), "with no barrier between"));
+#else
+    ok(e);
+#endif
+    ok(cudaDeviceReset());
+    ok(cudaFree(out));
+}
+
 /* What nobody wrote is no number, and shared memory has its limits. */
 static void shared_test(void **state)
 {
@@ -441,12 +462,13 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mistakes_test), cmocka_unit_test(bounds_test),
-        cmocka_unit_test(shared_test),   cmocka_unit_test(exchange_test),
-        cmocka_unit_test(product_test),  cmocka_unit_test(transpose_test),
-        cmocka_unit_test(copies_test),   cmocka_unit_test(convert_test),
-        cmocka_unit_test(late_test),     cmocka_unit_test(events_test),
-        cmocka_unit_test(turns_test),    cmocka_unit_test(processes_test),
+        cmocka_unit_test(mistakes_test),  cmocka_unit_test(bounds_test),
+        cmocka_unit_test(race_test),      cmocka_unit_test(shared_test),
+        cmocka_unit_test(exchange_test),  cmocka_unit_test(product_test),
+        cmocka_unit_test(transpose_test), cmocka_unit_test(copies_test),
+        cmocka_unit_test(convert_test),   cmocka_unit_test(late_test),
+        cmocka_unit_test(events_test),    cmocka_unit_test(turns_test),
+        cmocka_unit_test(processes_test),
     };
     op_seed();
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -29,7 +29,6 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-#define ARENA_BYTES    ((size_t)512 << 10) /* the variables of a block with gaps between */
 #define GAP_BYTES      ((size_t)256)
 #define SM_THREADS     2048
 #define SM_BYTES       ((size_t)228 << 10)
@@ -81,9 +80,10 @@ static void begin_block(grid *g, block *b)
         b->warps[w].n_groups = 0;
         grid_set_ready(b, w, all, 0);
     }
+    race_begin(b);
     b->n_shared = 0;
     b->arena_used = 0;
-    ASAN_POISON_MEMORY_REGION(b->arena, ARENA_BYTES);
+    ASAN_POISON_MEMORY_REGION(b->arena, EMU_ARENA_BYTES);
     if (l->smem > 0)
         emu_shared_place(b, b, l->smem, 1024);
 }
@@ -94,7 +94,7 @@ static void add_block(grid *g)
         block *b = calloc(1, sizeof(*b));
         TM_ASSERT(b);
         b->arena =
-            mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            mmap(NULL, EMU_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         TM_ASSERT(b->arena != MAP_FAILED);
         g->made[g->n_made++] = b;
         g->resident[g->n_resident] = b;
@@ -164,7 +164,7 @@ void *emu_shared_place(block *b, const void *id, size_t bytes, size_t align)
     if (b->n_shared == SHARED_MAX)
         emu_fail("has more than %d shared variables", SHARED_MAX);
     const size_t at = (b->arena_used + GAP_BYTES + align - 1) / align * align;
-    if (at + bytes + GAP_BYTES > ARENA_BYTES)
+    if (at + bytes + GAP_BYTES > EMU_ARENA_BYTES)
         emu_fail("has more than %zu bytes of shared memory", EMU_SMEM_MAX);
     b->arena_used = at + bytes;
     b->shared[b->n_shared++] = (shared_variable){id, bytes, b->arena + at};

@@ -36,6 +36,8 @@ typedef struct named_barrier {
     emu_site site;
 } named_barrier;
 
+#define EMU_ARENA_BYTES ((size_t)512 << 10)
+
 typedef struct grid grid;
 
 typedef struct block {
@@ -50,7 +52,10 @@ typedef struct block {
     int arrived, round, value[2];
     emu_site barrier;
     named_barrier named[NAMES];
-    char *arena; /* shared memory */
+    char *arena; /* shared memory, EMU_ARENA_BYTES: the variables with gaps between */
+    struct emu_place *
+        places; /* who touched it (race.c), by warps' clocks and what a warp knows of the others' */
+    uint32_t clock[WARPS_MAX], known[WARPS_MAX][WARPS_MAX];
     size_t arena_used;
     int n_shared;
     shared_variable shared[SHARED_MAX];
@@ -107,6 +112,11 @@ static inline bool grid_same_site(const emu_site *a, const emu_site *b)
     return a->line == b->line && (a->what == b->what || strcmp(a->what, b->what) == 0) &&
            (a->file == b->file || strcmp(a->file, b->file) == 0);
 }
+
+/* Races in shared memory (race.c): the block begins; the warps of the mask meet at a barrier; a number of its own. */
+void race_begin(block *b);
+void race_meet(block *b, unsigned warps);
+uint32_t race_tick(void);
 
 /* t waits until somebody makes it ready. */
 void grid_wait(emu_thread *t);

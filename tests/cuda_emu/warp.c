@@ -43,6 +43,8 @@ void emu_warp(unsigned mask, emu_warp_op *op, void *arg, emu_site site)
         return;
     }
     op(w->args, g->arrived);
+    if (op == emu_op_sync)
+        race_meet(b, 1u << t->warp);
     complete(b, t, w, g);
 }
 
@@ -274,6 +276,7 @@ void emu_copy_async(void *to, const void *from, size_t bytes, bool valid)
         t->copies = realloc(t->copies, (size_t)t->copies_room * sizeof(*t->copies));
         TM_ASSERT(t->copies);
     }
+    emu_watch(to, bytes, true);
     memset(to, EMU_POISON, bytes);
     t->copies[t->n_copies++] = (struct emu_copy){to, valid ? from : NULL, bytes, t->copy_group};
 }
@@ -289,6 +292,7 @@ void emu_copy_wait(int groups)
     int done = 0;
     for (; done < t->n_copies && t->copies[done].group < t->copy_group - groups; done++) {
         const struct emu_copy *c = &t->copies[done];
+        emu_watch(c->to, c->bytes, true);
         if (c->from)
             memcpy(c->to, c->from, c->bytes);
         else

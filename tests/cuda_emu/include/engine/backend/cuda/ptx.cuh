@@ -57,12 +57,14 @@ inline void load_matrix(uint32_t (&r)[4], const void *p, EMU_SITE_PARAMS)
 {
     emu_load_matrix m = {r, p, 4, false};
     emu_check_aligned(p, 16);
+    emu_watch(p, 16, false);
     emu_warp_all(emu_op_load_matrix, &m, {"load_matrix", file, line});
 }
 inline void load_matrix_trans(uint32_t (&r)[4], const void *p, EMU_SITE_PARAMS)
 {
     emu_load_matrix m = {r, p, 4, true};
     emu_check_aligned(p, 16);
+    emu_watch(p, 16, false);
     emu_warp_all(emu_op_load_matrix, &m, {"load_matrix_trans", file, line});
 }
 
