@@ -2,6 +2,7 @@
  * every shuffle bearable; elsewhere ucontext, which costs two system calls. The page below a stack is without access, so
  * that one that is too small ends with a fault. The address sanitizer is told of every switch. */
 #include "tests/cuda_emu/fiber.h"
+#include "tests/cuda_emu/asan.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -9,13 +10,6 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMU_ASAN 1
-#endif
-#endif
 #ifdef EMU_ASAN
 #include <sanitizer/common_interface_defs.h>
 #define STACK_BYTES ((size_t)512 << 10)
@@ -94,6 +88,7 @@ static void begin(void)
 void emu_fiber_reset(emu_fiber *f)
 {
     char *top = f->stack + f->bytes;
+    ASAN_UNPOISON_MEMORY_REGION(f->stack, f->bytes); /* of the frames that nobody left */
 #ifdef EMU_ASAN
     f->fake = NULL;
 #endif

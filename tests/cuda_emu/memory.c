@@ -11,21 +11,8 @@
 #include <unistd.h>
 
 #include "common/check.h"
+#include "tests/cuda_emu/asan.h"
 #include "tests/cuda_emu/emu.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMU_ASAN 1
-#endif
-#endif
-#ifdef EMU_ASAN
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
-#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
-#endif
 
 #define PAGE        ((size_t)4096)
 #define GUARD       (64 * PAGE)
@@ -165,8 +152,8 @@ static size_t tail_of(const region *r)
 static void protect(const region *r)
 {
     memset(r->at + r->bytes, TAIL, tail_of(r));
-    ASAN_POISON_MEMORY_REGION(r->map, r->at - r->map);
-    ASAN_POISON_MEMORY_REGION(r->at + r->bytes, tail_of(r));
+    ASAN_POISON_MEMORY_REGION(r->map - GUARD, (size_t)(r->at - r->map) + GUARD);
+    ASAN_POISON_MEMORY_REGION(r->at + r->bytes, tail_of(r) + GUARD);
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
@@ -202,7 +189,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 
 static void unmap(const region *r)
 {
-    ASAN_UNPOISON_MEMORY_REGION(r->map, r->map_bytes);
+    ASAN_UNPOISON_MEMORY_REGION(r->map - GUARD, r->map_bytes + 2 * GUARD);
     for (size_t i = 0; i < tail_of(r); i++)
         if ((unsigned char)r->at[r->bytes + i] != TAIL) {
             fprintf(stderr,

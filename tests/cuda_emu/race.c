@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "common/check.h"
+#include "tests/cuda_emu/asan.h"
 #include "tests/cuda_emu/grid.h"
 
 typedef struct touch {
@@ -120,7 +121,9 @@ void emu_watch(const void *p, size_t bytes, bool write)
     watch(p, bytes, write);
 }
 
-/* ---- what the compiler calls ---- */
+/* ---- what the compiler calls; with the address sanitizer it does not, and knows these names ---- */
+
+#ifndef EMU_ASAN
 
 #define ACCESS(name, n, write)                                                                     \
     void __tsan_##name(const void *p);                                                             \
@@ -249,3 +252,4 @@ void __tsan_atomic_thread_fence(int order)
     (void)order;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
+#endif
