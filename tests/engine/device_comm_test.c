@@ -641,7 +641,7 @@ int main(int argc, char **argv)
     if (argc == 4 && strcmp(argv[1], "rank") == 0) {
         const char *repeat = getenv("TM_REPEAT");
         g_seed = strtoull(argv[3], NULL, 10);
-        return rank_main(argv[2], repeat ? (int)strtol(repeat, NULL, 10) : 60);
+        return rank_main(argv[2], repeat ? (int)strtol(repeat, NULL, 10) : 20);
     }
 #endif
     (void)argc;

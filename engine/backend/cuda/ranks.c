@@ -408,6 +408,7 @@ void tm_ranks_leave(tm_device *dev)
     tm_ranks *r = dev->ranks;
     if (!r)
         return;
+    r->lost = r->lost || tm_comm_check(r->comm) != TM_OK;
     if (r->lost &&
         r->peers.words) /* kernels that wait end, and with them what waits for the device */
         __atomic_store_n(&r->peers.words[TM_PEER_WORD_END], 1, __ATOMIC_RELAXED);
