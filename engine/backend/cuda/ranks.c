@@ -20,7 +20,7 @@
 
 /* Allocations from here on have pages of their own, which is what is shared with other processes. */
 #define OWN_BYTES ((size_t)2 << 20)
-#define KEYS_MAX (1 << 16) /* picks of one call through NCCL */
+#define KEYS_MAX  (1 << 16) /* picks of one call through NCCL */
 /* A wait that lasts longer than this, more than any decode step, sleeps between looks. */
 #define SPIN_NS  50000000
 #define LOOK_NS  1000000 /* how often a wait looks at the peers */
