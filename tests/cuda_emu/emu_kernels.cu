@@ -154,14 +154,14 @@ __global__ void shared_kernel(uint32_t *out, bool dynamic)
 
 __global__ void race_kernel(int *out, bool safe)
 {
-    SHARED(int[64], slots);
+    SHARED(int[128], slots);
     wait_previous();
     const int i = threadIdx.x;
     slots[i] = i;
     __syncwarp();
     if (safe)
         __syncthreads();
-    out[i] = slots[63 - i];
+    out[i] = slots[blockDim.x - 1 - i];
 }
 
 template <typename T>
@@ -244,9 +244,9 @@ cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c)
     return launch_kernel(c, shared_kernel, dim3(1), 1, smem, out, smem > 0);
 }
 
-cudaError_t emu_race_launch(int *out, bool safe, const tm_cuda_ctx *c)
+cudaError_t emu_race_launch(int *out, int threads, bool safe, const tm_cuda_ctx *c)
 {
-    return launch_kernel(c, race_kernel, dim3(1), 64, 0, out, safe);
+    return launch_kernel(c, race_kernel, dim3(1), threads, 0, out, safe);
 }
 
 cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded, int n, bool f16,

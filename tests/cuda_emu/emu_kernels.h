@@ -49,7 +49,7 @@ cudaError_t emu_copy_int_launch(int *p, const int *from, const tm_cuda_ctx *c);
 /* out[0..1]: the first word of a static and of `smem` bytes of dynamic shared memory, as found. */
 cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c);
 /* Half of the threads read what others of the block write; `safe`: with a barrier between. */
-cudaError_t emu_race_launch(int *out, bool safe, const tm_cuda_ctx *c);
+cudaError_t emu_race_launch(int *out, int threads, bool safe, const tm_cuda_ctx *c);
 /* Every bit pattern widened and rounded back. */
 cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded,
                                int n, bool f16, const tm_cuda_ctx *c);

@@ -126,12 +126,13 @@ static void bounds_test(void **state)
 static void race_test(void **state)
 {
     (void)state;
-    int *out = take(64 * sizeof(int)), got[64];
-    ok(emu_race_launch(out, true, &g_ctx));
+    int *out = take(128 * sizeof(int)), got[64];
+    ok(emu_race_launch(out, 128, true, &g_ctx));
+    ok(emu_race_launch(out, 64, true, &g_ctx)); /* what the larger block left behind is no race */
     get(got, out, sizeof(got));
     for (int i = 0; i < 64; i++)
         assert_int_equal(got[i], 63 - i);
-    ok(emu_race_launch(out, false, &g_ctx));
+    ok(emu_race_launch(out, 64, false, &g_ctx));
     const cudaError_t e = cudaStreamSynchronize(g_ctx.stream);
 #ifdef TM_CUDA_EMU_RACES
     assert_int_equal(e, cudaErrorLaunchFailure);

@@ -41,7 +41,7 @@ void race_begin(block *b)
     const uint32_t now = race_tick();
     for (unsigned w = 0; w < b->n_warps; w++) {
         b->clock[w] = now;
-        for (unsigned u = 0; u < b->n_warps; u++)
+        for (unsigned u = 0; u < WARPS_MAX; u++) /* blocks before may have had more warps */
             b->known[w][u] = now;
     }
 }

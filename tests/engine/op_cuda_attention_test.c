@@ -221,7 +221,8 @@ static void rope_test(void **state)
     (void)state;
     for (size_t i = 0; i < TM_ARRAY_LEN(g_shapes); i++)
         for (size_t j = 0; j < TM_ARRAY_LEN(g_layouts); j++)
-            rope_one(&g_shapes[i], &g_layouts[j]);
+            if (gpu_takes(3))
+                rope_one(&g_shapes[i], &g_layouts[j]);
 }
 
 static void attention_one(const shape *s, const layout *l)
@@ -276,7 +277,8 @@ static void other_shapes_test(void **state)
         assert_true(gpu->ops->attention_fits(g_other_shapes[i].d, g_other_shapes[i].block_tokens));
         for (size_t j = 0; j < TM_ARRAY_LEN(g_other_layouts); j++) {
             rope_one(&g_other_shapes[i], &g_other_layouts[j]);
-            attention_one(&g_other_shapes[i], &g_other_layouts[j]);
+            if (gpu_takes(4))
+                attention_one(&g_other_shapes[i], &g_other_layouts[j]);
         }
     }
 }
@@ -337,7 +339,7 @@ static void fused_test(void **state)
     (void)state;
     for (size_t i = 0; i < TM_ARRAY_LEN(g_shapes); i++)
         for (size_t j = 0; j < TM_ARRAY_LEN(g_layouts); j++)
-            if (g_layouts[j].n_decode == g_layouts[j].n_seqs)
+            if (g_layouts[j].n_decode == g_layouts[j].n_seqs && gpu_takes(3))
                 fused_one(&g_shapes[i], &g_layouts[j]);
     for (size_t i = 0; i < TM_ARRAY_LEN(g_other_shapes); i++)
         fused_one(&g_other_shapes[i], &g_other_layouts[1]);
