@@ -32,7 +32,7 @@ tm_status tm_decode_plan_open(tm_model *m, tm_err *err)
 {
     const tm_op_table *ops = m->backend->ops;
     const tm_arch *a = &m->arch;
-    if (!ops->decode_plan || m->opts.no_step_kernel || !is_plain(m))
+    if (!ops->decode_plan || !m->opts.step_kernel || !is_plain(m))
         return TM_OK;
     tm_decode_layer *layers = calloc((size_t)TM_MAX(a->layers, 1), sizeof(*layers));
     if (!layers)

@@ -24,14 +24,14 @@ typedef struct logits {
 } logits;
 
 /* False where there is no device. */
-static bool run_model(const char *dir, const char *dtype, bool operators, logits *out)
+static bool run_model(const char *dir, const char *dtype, bool one, logits *out)
 {
     int32_t ids[SEQS][512];
     float *row = malloc(SEQS * VOCAB_MAX * sizeof(*row));
     run r;
-    run_operators_only = operators;
+    run_step_kernel = one;
     bool opened = run_open_on(&r, "cuda", dir, dtype, 64);
-    run_operators_only = false;
+    run_step_kernel = false;
     if (!opened) {
         free(row);
         return false;
@@ -64,7 +64,7 @@ static void compare(const char *dir, const char *dtype)
     assert_non_null(ops);
     assert_non_null(one);
     double worst = 0;
-    if (run_model(dir, dtype, true, ops) && run_model(dir, dtype, false, one)) {
+    if (run_model(dir, dtype, false, ops) && run_model(dir, dtype, true, one)) {
         for (int k = 0; k < STEPS; k++) {
             double a = run_nmse(one->all[k], ops->all[k], (size_t)(SEQS * ops->vocab));
             double b = run_nmse(one->alone[k], ops->alone[k], (size_t)ops->vocab);

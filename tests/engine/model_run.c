@@ -10,7 +10,7 @@
 #define STEP_TOKENS  512
 #define TOTAL_BLOCKS 512
 
-bool run_operators_only;
+bool run_step_kernel;
 
 static void must(tm_status st, const tm_err *err)
 {
@@ -40,7 +40,7 @@ tm_status run_open_at(run *r, tm_comm *comm, const char *backend, const char *di
         .max_step_tokens = STEP_TOKENS,
         .max_seqs = RUN_SEQS_MAX,
         .session_len = session_len,
-        .no_step_kernel = run_operators_only};
+        .step_kernel = run_step_kernel};
     tm_status st = tm_model_open(&r->model, &o, comm, err);
     if (st != TM_OK)
         return st;
@@ -81,7 +81,7 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
                        .block_tokens = block_tokens,
                        .max_step_tokens = STEP_TOKENS,
                        .max_seqs = RUN_SEQS_MAX,
-                       .no_step_kernel = run_operators_only};
+                       .step_kernel = run_step_kernel};
     must(tm_model_open(&r->model, &o, r->comm, &err), &err);
     must(tm_model_kv_alloc(r->model, TOTAL_BLOCKS, &err), &err);
     return true;

@@ -34,8 +34,8 @@ typedef struct run_item {
     int n, want;
 } run_item;
 
-/* What is opened next runs decode steps as separate operators. */
-extern bool run_operators_only;
+/* What is opened next runs decode steps as one kernel where the device has it. */
+extern bool run_step_kernel;
 
 /* Opens dir with small limits; exits the process with the message on failure. block_tokens is kept odd on
  * purpose by some callers. */

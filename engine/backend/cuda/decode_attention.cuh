@@ -66,9 +66,19 @@ template <typename T, int D> struct team_smem {
     int last;
 };
 
+/* By constants: with a name that is only known at run time the compiler sets all sixteen barriers aside. */
 __device__ __forceinline__ void team_barrier()
 {
-    barrier_sync(1 + threadIdx.x / TEAM, TEAM);
+    switch (threadIdx.x / TEAM) {
+    case 0:
+        return barrier_sync<1, TEAM>();
+    case 1:
+        return barrier_sync<2, TEAM>();
+    case 2:
+        return barrier_sync<3, TEAM>();
+    default:
+        return barrier_sync<4, TEAM>();
+    }
 }
 
 template <int D>

@@ -101,8 +101,10 @@ template <typename T> struct weight_stream {
         step = threadIdx.x / 32;
         seek(p);
 #pragma unroll
-        for (int d = 0; d < DEPTH; d++)
+        for (int d = 0; d < DEPTH; d++) {
+            lo[d][0] = lo[d][1] = hi[d][0] = hi[d][1] = make_uint4(0, 0, 0, 0);
             load(p, d);
+        }
     }
     /* The tile's rows into L2: two lanes of a quad take a row each, 128 bytes (64 k) a step. */
     __device__ __forceinline__ void prefetch(int steps) const
@@ -282,7 +284,8 @@ __device__ __forceinline__ void run_phase(const step_args &a, const phase &p, we
 /* ---- the kernel ---- */
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS, 1) decode_step_kernel(step_args a)
+__global__ void __launch_bounds__(THREADS, 1)
+    decode_step_kernel(const __grid_constant__ step_args a)
 {
     DYNAMIC_SHARED(uint4, smem);
     SHARED(phase[RING], ring);
@@ -290,7 +293,6 @@ __global__ void __launch_bounds__(THREADS, 1) decode_step_kernel(step_args a)
     float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
     T *xs = reinterpret_cast<T *>(red + 2 * WARPS * 128);
     team_smem<T, D> *teams = reinterpret_cast<team_smem<T, D> *>(smem); /* between products */
-    weight_stream<T> w;
     int target = 0;
 
     for (int i = threadIdx.x; i < AHEAD_PHASES * (int)sizeof(phase) / 4; i += THREADS)
@@ -298,12 +300,13 @@ __global__ void __launch_bounds__(THREADS, 1) decode_step_kernel(step_args a)
             reinterpret_cast<int *>(ring)[i] = reinterpret_cast<const int *>(a.table)[i];
     __syncthreads();
     for (int i = 0; i < a.phases; i++) {
-        const phase &p = ring[i % RING];
         prefetch_phases<T>(a, ring, i);
         if (i % 4 == 1) {
             grid_barrier(a, target);
             attention_phase<T, D>(a, a.kv[i / 4], teams);
         }
+        const phase p = ring[i % RING]; /* in registers: the loops read it at every step */
+        weight_stream<T> w;             /* not alive in the attention */
         w.begin(p);
         if (i > 0)
             grid_barrier(a, target);

@@ -273,13 +273,14 @@ int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const t
         if (st)
             return st;
     }
-    if (c->profile) {
+    tm_cuda_profile *profile = c->profile; /* may be set meanwhile */
+    if (profile) {
         char name[80];
         snprintf(name, sizeof(name), "cublaslt [%d, %d] x %d", k.n, k.k, k.tokens);
-        tm_cuda_profile_enter(c->profile, g, name, c->stream);
+        tm_cuda_profile_enter(profile, g, name, c->stream);
     }
     int st = matmul(g, p, &p->algo, a, add ? 1.0f : 0.0f, c);
-    if (c->profile)
-        tm_cuda_profile_leave(c->profile, c->stream);
+    if (profile)
+        tm_cuda_profile_leave(profile, c->stream);
     return st;
 }

@@ -19,11 +19,12 @@ template <typename... P>
 cudaError_t launch_config(const tm_cuda_ctx *c, const cudaLaunchConfig_t *config,
                           void (*kernel)(P...), typename same<P>::type... args)
 {
-    if (!c->profile)
+    tm_cuda_profile *profile = c->profile; /* may be set meanwhile */
+    if (!profile)
         return cudaLaunchKernelEx(config, kernel, args...);
-    tm_cuda_profile_enter(c->profile, reinterpret_cast<const void *>(kernel), NULL, c->stream);
+    tm_cuda_profile_enter(profile, reinterpret_cast<const void *>(kernel), NULL, c->stream);
     cudaError_t e = cudaLaunchKernelEx(config, kernel, args...);
-    tm_cuda_profile_leave(c->profile, c->stream);
+    tm_cuda_profile_leave(profile, c->stream);
     return e;
 }
 

@@ -50,26 +50,24 @@ void tm_cuda_profile_destroy(tm_cuda_profile *p)
     free(p);
 }
 
-/* "_ZN..13norm_kernelI6__halfLi8EEv.." is a kernel's mangled name: the longest identifier in it is its own. */
+/* "_ZN39_GLOBAL__N__...11norm_kernelI6__halfLi8EEv..": a mangled name is a row of lengths and identifiers; the kernel's
+ * own is the one that ends in "kernel". */
 static void short_name(const char *mangled, char *out, size_t size)
 {
-    const char *best = mangled;
-    size_t best_len = strlen(mangled);
     for (const char *at = mangled; *at; at++) {
-        size_t len = 0;
         const char *digits = at;
+        size_t len = 0;
         while (*at >= '0' && *at <= '9' && len < 1000)
             len = len * 10 + (size_t)(*at++ - '0');
-        const size_t left = strlen(at);
-        if (at > digits && len > 6 && len <= left && memcmp(at + len - 6, "kernel", 6) == 0) {
-            best = at;
-            best_len = len + strcspn(at + len, "Ev"); /* with the template's arguments */
-            break;
+        if (at == digits || len < 6 || len > strlen(at))
+            continue;
+        if (memcmp(at + len - 6, "kernel", 6) == 0) {
+            snprintf(out, size, "%.*s", (int)len, at);
+            return;
         }
-        if (!*at)
-            break;
+        at += len - 1;
     }
-    snprintf(out, size, "%.*s", (int)best_len, best);
+    snprintf(out, size, "%s", mangled);
 }
 
 static int find_row(tm_cuda_profile *p, const void *id, const char *name)

@@ -23,9 +23,9 @@ inline void start_next()
 {
 }
 
-inline void barrier_sync(int name, int threads, EMU_SITE_PARAMS)
+template <int NAME, int THREADS> inline void barrier_sync(EMU_SITE_PARAMS)
 {
-    emu_barrier_named(name, threads, {"barrier_sync", file, line});
+    emu_barrier_named(NAME, THREADS, {"barrier_sync", file, line});
 }
 
 inline float power2(float x)
