@@ -7,14 +7,16 @@
  * Streams are queues: nothing runs before somebody waits for it, so that a result that is read too early is not there.
  *
  * What is checked: a barrier or a warp operation that not all of its threads reach (the kernel fails, with its name and
- * where its threads wait); memory outside an allocation (a page without access behind each; under the address sanitizer
- * every byte); memory that nobody wrote (device and shared memory begin as bytes 0xff, no number in any dtype);
+ * where its threads wait); races in shared memory, two threads at the same bytes with no barrier or __syncwarp between
+ * (race.c; with GCC and without another sanitizer); memory outside an allocation (no access around each; under the address
+ * sanitizer every byte); memory that nobody wrote (device and shared memory begin as bytes 0xff, no number in any dtype);
  * asynchronous copies that are not waited for (nothing is copied before the wait); misaligned vectors; shared memory
  * beyond the limits; a kernel of a dependent launch that does not wait.
  *
  * What it does not show: the order in which another thread sees writes (fences do nothing here that would be missed),
- * races between the warps of a block that both of its orders survive, bank conflicts, speed, registers, and the last bits
- * of the approximate instructions. */
+ * races in device memory that both orders of a block survive, what a kernel reads before it waits for the one in front,
+ * registers, bank conflicts, speed, and the last bits of the approximate instructions. A loop that waits by plain reads,
+ * without a clock, a sleep, a volatile or acquiring load, hangs here. */
 #ifndef TM_TESTS_CUDA_EMU_EMU_H
 #define TM_TESTS_CUDA_EMU_EMU_H
 
