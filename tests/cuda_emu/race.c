@@ -15,10 +15,10 @@
 typedef struct touch {
     uint32_t clock;
     uint16_t thread;
-    uint16_t bytes; /* of the two */
+    uint16_t bytes; /* of the four */
 } touch;
 
-/* Two bytes of shared memory. */
+/* Four bytes of shared memory. */
 struct emu_place {
     touch write, read, other; /* other: the last read from another warp than `read` */
 };
@@ -34,7 +34,7 @@ uint32_t race_tick(void)
 void race_begin(block *b)
 {
     if (!b->places) {
-        b->places = mmap(NULL, EMU_ARENA_BYTES / 2 * sizeof(*b->places), PROT_READ | PROT_WRITE,
+        b->places = mmap(NULL, EMU_ARENA_BYTES / 4 * sizeof(*b->places), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         TM_ASSERT(b->places != MAP_FAILED);
     }
@@ -86,33 +86,46 @@ static __attribute__((noinline)) void report(const block *b, size_t at, const to
              did);
 }
 
-static void watch(const void *p, size_t n, bool write)
+/* `bytes` of the place, at byte `at` of the block's memory. */
+static void watch_place(block *b, const emu_thread *t, size_t at, unsigned bytes, bool write)
+{
+    struct emu_place *x = &b->places[at / 4];
+    const unsigned me = t->warp * EMU_LANES + t->lane;
+    touch now = {b->clock[t->warp], (uint16_t)me, (uint16_t)bytes};
+    touch *mine = write ? &x->write : &x->read;
+    if (mine->clock == now.clock && mine->thread == me) {
+        if ((mine->bytes & bytes) == bytes)
+            return; /* whoever came between has been reported */
+        now.bytes |= mine->bytes;
+    }
+    if (!after(b, t, &x->write, me, bytes))
+        report(b, at, &x->write, write, "written");
+    if (!write) {
+        if (x->read.thread / EMU_LANES != t->warp)
+            x->other = x->read;
+        x->read = now;
+        return;
+    }
+    if (!after(b, t, &x->read, me, bytes))
+        report(b, at, &x->read, true, "read");
+    if (!after(b, t, &x->other, me, bytes))
+        report(b, at, &x->other, true, "read");
+    x->write = now;
+}
+
+static inline void watch(const void *p, size_t n, bool write)
 {
     const emu_thread *t = emu_self;
     if (!t)
         return;
     block *b = block_of(t);
-    const size_t begin = (size_t)((uintptr_t)p - (uintptr_t)b->arena);
-    if (begin >= EMU_ARENA_BYTES)
+    const size_t begin = (size_t)((uintptr_t)p - (uintptr_t)b->arena), end = begin + n;
+    if (begin >= EMU_ARENA_BYTES || !b->grid->races)
         return;
-    const unsigned me = t->warp * EMU_LANES + t->lane;
-    for (size_t at = begin & ~(size_t)1; at < begin + n; at += 2) {
-        struct emu_place *x = &b->places[at / 2];
-        const unsigned bytes = (at >= begin ? 1u : 0u) | (at + 1 < begin + n ? 2u : 0u);
-        const touch now = {b->clock[t->warp], (uint16_t)me, (uint16_t)bytes};
-        if (!after(b, t, &x->write, me, bytes))
-            report(b, at, &x->write, write, "written");
-        if (!write) {
-            if (x->read.thread / EMU_LANES != t->warp)
-                x->other = x->read;
-            x->read = now;
-            continue;
-        }
-        if (!after(b, t, &x->read, me, bytes))
-            report(b, at, &x->read, true, "read");
-        if (!after(b, t, &x->other, me, bytes))
-            report(b, at, &x->other, true, "read");
-        x->write = now;
+    for (size_t at = begin & ~(size_t)3; at < end; at += 4) {
+        const unsigned low = at < begin ? (unsigned)(begin - at) : 0,
+                       high = end - at < 4 ? (unsigned)(end - at) : 4;
+        watch_place(b, t, at, (1u << high) - (1u << low), write);
     }
 }
 
