@@ -93,7 +93,6 @@ void grid_begin(grid *g)
 {
     const emu_launch *l = g->launch;
     const int threads = (int)(l->block.x * l->block.y * l->block.z);
-    const char *races = getenv("TM_EMU_RACES");
     const size_t by_smem = SM_BYTES / (l->smem + 1024);
     size_t each = (size_t)(SM_THREADS / threads);
     each = by_smem < each ? by_smem : each;
@@ -102,7 +101,6 @@ void grid_begin(grid *g)
     g->n_blocks = (size_t)l->grid.x * l->grid.y * l->grid.z;
     g->next_index = 0;
     g->n_resident = 0;
-    g->races = !races || strcmp(races, "0") != 0;
     g->quiet_since = emu_clock_ns();
     memcpy(g->resident, g->made, sizeof(g->made));
     add_block(g);

@@ -69,7 +69,6 @@ struct grid {
     block *resident[RESIDENT_MAX],
         *made[RESIDENT_MAX]; /* those that run; all, for later launches too */
     bool failed;
-    bool races;            /* are looked for */
     long long quiet_since; /* ns: the last time a block ended */
     emu_fiber *main, **fibers, **idle;
     int n_fibers, n_idle, fibers_room;
