@@ -33,7 +33,7 @@ if [ -n "$TEST" ]; then
             esac
         fi
     done
-    cp -r tests bench proto docs "$TOP/"
+    cp -r dev tests bench proto docs "$TOP/"
     cp "$(command -v etcd)" "$(command -v etcdctl)" "$TOP/bin/"
     ln -s ../bin "$TOP/build/bin"
 fi

@@ -1,0 +1,45 @@
+#!/bin/sh
+# What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR, from the source root or an unpacked test bundle. One GPU: operators, goldens,
+# perplexity; with two or more GPUs gpu_ranks.sh as well. TM_SHARED: the full test data, optional. Every part has a
+# time limit, and one that fails does not stop the others; the exit code is the number of failures.
+set -u
+BIN=$1
+TESTS=$2
+[ -d /usr/local/cuda/lib64 ] && export LD_LIBRARY_PATH="/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+GPUS=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | grep -c .)
+[ "$GPUS" -gt 0 ] || { echo "gpu-test: this host has no GPU that nvidia-smi knows" >&2; exit 1; }
+failed=0
+
+part() { # seconds, name, command ...
+    limit=$1
+    name=$2
+    shift 2
+    echo "== $name"
+    begin=$(date +%s)
+    timeout -k 3 "$limit" "$@" 2>&1
+    rc=$?
+    [ $rc = 0 ] || failed=$((failed + 1))
+    echo "== $name: exit $rc after $(($(date +%s) - begin)) s"
+}
+
+# 34.199 +- 0.3 %: what the reference implementation gives.
+perplexity() {
+    got=$("$BIN/turbomesh" score models/demo-20m --tokens models/demo-20m/eval/heldout_tokens.npy \
+        --device cuda --json) || return 1
+    echo "$got" | sed 's/.*"perplexity": *\([0-9.]*\).*/\1/' |
+        awk '{ print "perplexity " $1; exit !($1 > 34.096 && $1 < 34.302) }'
+}
+
+for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test decode_step_test model_test; do
+    part 180 "$t" "$TESTS/$t"
+done
+TM_FAMILIES_CUDA=only part 180 families_test "$TESTS/families_test"
+echo "== perplexity"
+perplexity || { echo "== perplexity: failed"; failed=$((failed + 1)); }
+for ranks in 2 4; do
+    if [ "$GPUS" -ge $ranks ]; then
+        "$(dirname "$0")/gpu_ranks.sh" "$BIN" "$TESTS" $ranks || failed=$((failed + $?))
+    fi
+done
+echo "== gpu-test: $failed failures on $GPUS GPUs"
+[ "$failed" = 0 ]
