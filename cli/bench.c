@@ -12,8 +12,6 @@ static const tm_opt_row ROWS[] = {
     {"json", NULL, TM_OPT_BOOL, OFF(json), "false", 0, 0, NULL, "JSON on stdout."},
     {"arch", NULL, TM_OPT_STR, OFF(local.shape), NULL, 0, 0, NULL,
      "engine: instead of MODEL, a known model's shape with random weights, such as llama3-8b."},
-    {"step-kernel", NULL, TM_OPT_BOOL, OFF(local.step_kernel), "false", 0, 0, NULL,
-     "engine, GPU: decode steps of few sequences as one kernel, to compare (slower so far)."},
     {"profile", NULL, TM_OPT_BOOL, OFF(local.no_graphs), "false", 0, 0, NULL,
      "engine, GPU: a table of kernels with their times; nothing is recorded as a graph then."},
     {"steps", NULL, TM_OPT_INT, OFF(steps), "256", 1, 1 << 20, NULL,

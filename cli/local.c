@@ -27,7 +27,6 @@ static tm_engine_opts engine_opts(const char *model, const tm_local_opts *o)
     tm_engine_opts e = tm_engine_opts_default();
     e.model.dir = model;
     e.model.shape = o->shape;
-    e.model.step_kernel = o->step_kernel;
     e.model.no_graphs = o->no_graphs;
     e.model.dtype = o->dtype;
     e.model.backend = o->device;

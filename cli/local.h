@@ -20,7 +20,7 @@ typedef struct tm_local_opts {
     bool allow_shared_gpu;
     /* Without rows here: a model's shape with random weights instead of a folder; how decode steps run (tm_model_opts). */
     const char *shape;
-    bool step_kernel, no_graphs;
+    bool no_graphs;
 } tm_local_opts;
 
 #define TM_LOCAL_ROWS(T, m)                                                                          \

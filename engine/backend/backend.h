@@ -275,33 +275,6 @@ typedef struct tm_gather_cols_args {
     const float *x;
     int n_rows, cols, n;
 } tm_gather_cols_args;
-/* A step of few decodes as one operator: all layers of a dense decoder (RMS norms, rotation of whole heads in halves,
- * gated feed-forward without bias) and its head. Everything but the batch is fixed. */
-typedef struct tm_decode_layer {
-    const tm_weight *qkv, *o, *gate_up, *down;
-    const float *attn_norm, *ffn_norm;
-    const tm_kv_layer *kv;
-} tm_decode_layer;
-
-typedef struct tm_decode_shape {
-    const tm_decode_layer
-        *layers; /* only read while the plan is made, like all structs it points to */
-    int n_layers;
-    const tm_weight *head;
-    const float *final_norm;
-    void *x; /* [R, h] the embeddings; undefined afterwards */
-    void *x_other, *delta, *qkv, *attn,
-        *act;      /* workspaces of the operators that this one is made of */
-    float *logits; /* [R, V] */
-    const float *inv_freq;
-    int n_heads, n_kv_heads, head_dim;
-    float scale, mscale, eps;
-    bool add_one;
-    tm_act_kind act_kind;
-} tm_decode_shape;
-
-typedef struct tm_decode_plan tm_decode_plan;
-
 /* A recorded sequence of operators and copies, see graph_begin. */
 typedef struct tm_graph tm_graph;
 
@@ -402,13 +375,6 @@ typedef struct tm_op_table {
     tm_status (*argmax_ranks)(tm_device *dev, const tm_argmax_args *a);
     /* What `linear` does group by group, in one. */
     tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
-    /* *out stays NULL where the device has no such operator for the shape. */
-    tm_status (*decode_plan)(tm_device *dev, const tm_decode_shape *s, tm_decode_plan **out,
-                             tm_err *err);
-    void (*decode_plan_free)(tm_device *dev, tm_decode_plan *plan);
-    int (*decode_plan_rows)(const tm_decode_plan *plan); /* sequences at most */
-    /* A batch of decodes alone, from x to logits. */
-    tm_status (*decode_run)(tm_device *dev, const tm_decode_plan *plan, const tm_batch *b);
 } tm_op_table;
 
 typedef struct tm_backend {

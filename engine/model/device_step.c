@@ -65,7 +65,6 @@ tm_status tm_device_step_open(tm_model *m, tm_err *err)
 void tm_device_step_close(tm_model *m)
 {
     tm_workspace *ws = &m->ws;
-    tm_decode_plan_close(m);
     for (int i = 0; i < ws->graph_count; i++)
         if (ws->graphs[i].graph)
             m->backend->dev->graph_free(m->dev, ws->graphs[i].graph);
@@ -157,12 +156,8 @@ static tm_status enqueue(tm_model *m, const tm_batch *b, size_t bytes)
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
     TM_TRY(dev->upload(m->dev, ws->batch, ws->batch_host, bytes));
-    if (tm_decode_plan_takes(m, b->n_seqs)) {
-        TM_TRY(tm_decode_plan_run(m, b));
-    } else {
-        TM_TRY(tm_forward_layers(m, b));
-        TM_TRY(tm_forward_decode_head(m, b->n_seqs));
-    }
+    TM_TRY(tm_forward_layers(m, b));
+    TM_TRY(tm_forward_decode_head(m, b->n_seqs));
     if (!tm_model_can_pick(m))
         return TM_OK;
     TM_TRY(tm_forward_pick(m, b->n_seqs));

@@ -28,7 +28,7 @@ static tm_status head_linear(tm_model *m, void *out, int rows)
     return cap.limit > 0.0f ? m->backend->ops->bound(m->dev, &cap) : TM_OK;
 }
 
-tm_status tm_forward_embed(tm_model *m, const tm_batch *b)
+static tm_status embed(tm_model *m, const tm_batch *b)
 {
     const tm_embed_args a = {.out = m->ws.x,
                              .ids = b->tokens,
@@ -56,7 +56,7 @@ static tm_status collect(tm_model *m, const float *mine, int rows, float *logits
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b)
 {
     m->ws.sum_waits = false;
-    TM_TRY(tm_forward_embed(m, b));
+    TM_TRY(embed(m, b));
     for (int i = 0; i < m->arch.layers; i++)
         TM_TRY(tm_layer_forward(m, b, i, i > 0 ? m->ws.delta : NULL));
     return TM_OK;

@@ -402,5 +402,5 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err)
             TM_TRY(tm_model_take(m, all, &kv.v, err));
         m->kv[i] = kv;
     }
-    return tm_decode_plan_open(m, err);
+    return TM_OK;
 }

@@ -27,9 +27,7 @@ typedef struct tm_model_opts {
     int max_step_tokens; /* T at most in one forward (prefill budget + batch) */
     int max_seqs;        /* B at most */
     int session_len;     /* context limit; 0 = the model's */
-    bool
-        step_kernel; /* decode steps of few sequences as one kernel where the device has it; slower so far */
-    bool no_graphs; /* no decode step is recorded; for measurements */
+    bool no_graphs;      /* no decode step is recorded; for measurements */
 } tm_model_opts;
 
 typedef struct tm_model_info {

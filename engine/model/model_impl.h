@@ -56,8 +56,6 @@ typedef struct tm_workspace {
     int32_t *batch, *batch_host;
     int32_t *picked, *picked_host; /* [R] */
     int blocks_max;                /* of one sequence */
-    tm_decode_plan *plan;          /* NULL: every decode step is a sequence of operators */
-    void *plan_x;                  /* x or x_other: where the plan reads the embeddings */
     tm_decode_graph graphs[TM_DECODE_GRAPHS_MAX];
     int graph_count;
     float *gathered; /* host, [R, tp * V of a rank], rank 0 with a padded vocabulary */
@@ -132,7 +130,6 @@ tm_status tm_shape_config(const char *name, json_t **out, tm_err *err);
 tm_status tm_shape_load(tm_model *m, tm_err *err);
 
 /* forward.c: the parts of a step, on a batch that the device can read. */
-tm_status tm_forward_embed(tm_model *m, const tm_batch *b);
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b);
 /* Last add, final norm, head: ws.logits for all rows of a decode batch. */
 tm_status tm_forward_decode_head(tm_model *m, int rows);
@@ -150,13 +147,6 @@ bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b);
 /* Leaves logits and picks of all rows on their way; dev->sync waits. */
 tm_status tm_device_step_decode(tm_model *m, const tm_batch *b);
 tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out);
-
-/* decode_plan.c: decode steps as one operator. After tm_model_kv_alloc. */
-tm_status tm_decode_plan_open(tm_model *m, tm_err *err);
-void tm_decode_plan_close(tm_model *m);
-bool tm_decode_plan_takes(const tm_model *m, int n_seqs);
-/* From the batch's tokens to ws.logits of all its rows. */
-tm_status tm_decode_plan_run(tm_model *m, const tm_batch *b);
 
 /* layer.c: steps that blocks are made of. */
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */

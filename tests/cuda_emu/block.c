@@ -190,33 +190,6 @@ int emu_barrier(int value, emu_site site)
     return b->value[round];
 }
 
-void emu_barrier_named(int name, int threads, emu_site site)
-{
-    emu_thread *t = emu_self;
-    block *b = block_of(t);
-    if (name < 1 || name >= NAMES || threads % EMU_LANES != 0)
-        emu_fail("meets %d threads at barrier %d", threads, name);
-    named_barrier *n = &b->named[name];
-    if (n->arrived > 0 && !grid_same_site(&n->site, &site))
-        emu_fail("is at %s, %s:%d, while others wait elsewhere at the barrier of this name",
-                 site.what, site.file, site.line);
-    n->site = site;
-    n->waiting[t->warp] |= 1u << t->lane;
-    if (++n->arrived < threads) {
-        grid_wait(t);
-        return;
-    }
-    unsigned warps = 0;
-    for (unsigned w = 0; w < b->n_warps; w++)
-        warps |= n->waiting[w] ? 1u << w : 0;
-    race_meet(b, warps);
-    for (unsigned w = 0; w < b->n_warps; w++)
-        if (n->waiting[w])
-            grid_set_ready(b, w, n->waiting[w], 0);
-    grid_set_ready(b, t->warp, 0, 1u << t->lane);
-    memset(n, 0, sizeof(*n));
-}
-
 /* ---- failures ---- */
 
 static void describe_waiters(const block *b, char *out, size_t size)
@@ -225,11 +198,6 @@ static void describe_waiters(const block *b, char *out, size_t size)
     if (b->arrived > 0)
         len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at %s, %s:%d",
                                 b->arrived, b->barrier.what, b->barrier.file, b->barrier.line);
-    for (int i = 1; i < NAMES && len < size; i++)
-        if (b->named[i].arrived > 0)
-            len += (size_t)snprintf(out + len, size - len,
-                                    "\n  %d threads wait at barrier %d, %s:%d", b->named[i].arrived,
-                                    i, b->named[i].site.file, b->named[i].site.line);
     for (unsigned w = 0; w < b->n_warps; w++)
         for (int i = 0; i < b->warps[w].n_groups && len < size; i++) {
             const group *g = &b->warps[w].groups[i];

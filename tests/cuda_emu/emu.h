@@ -77,8 +77,6 @@ extern __thread emu_thread *emu_self __attribute__((tls_model("initial-exec")));
 
 /* All threads of the block. `value` is combined: the number of threads where it is not 0. */
 int emu_barrier(int value, emu_site site);
-/* As many threads as said, by the barrier's name, 1 to 15. */
-void emu_barrier_named(int name, int threads, emu_site site);
 /* The lanes of mask: the last to arrive runs op over the arguments of all, by lane; `lanes` are those there. */
 typedef void emu_warp_op(void **args, unsigned lanes);
 void emu_warp(unsigned mask, emu_warp_op *op, void *arg, emu_site site);

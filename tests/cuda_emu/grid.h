@@ -7,7 +7,7 @@
 #include "tests/cuda_emu/emu.h"
 #include "tests/cuda_emu/fiber.h"
 
-enum { WARPS_MAX = EMU_THREADS_MAX / EMU_LANES, NAMES = 16, SHARED_MAX = 32, RESIDENT_MAX = 64 };
+enum { WARPS_MAX = EMU_THREADS_MAX / EMU_LANES, SHARED_MAX = 32, RESIDENT_MAX = 64 };
 
 /* Lanes that meet in one operation; the masks of a warp's groups have no lane in common. */
 typedef struct group {
@@ -29,13 +29,6 @@ typedef struct shared_variable {
     void *at;
 } shared_variable;
 
-/* A barrier of some of the block's threads. */
-typedef struct named_barrier {
-    int arrived;
-    unsigned waiting[WARPS_MAX];
-    emu_site site;
-} named_barrier;
-
 #define EMU_ARENA_BYTES ((size_t)512 << 10)
 
 typedef struct grid grid;
@@ -51,7 +44,6 @@ typedef struct block {
     /* The barrier that some have reached; its rounds take turns with the two values. */
     int arrived, round, value[2];
     emu_site barrier;
-    named_barrier named[NAMES];
     char *arena; /* shared memory, EMU_ARENA_BYTES: the variables with gaps between */
     struct emu_place *
         places; /* who touched it (race.c), by warps' clocks and what a warp knows of the others' */

@@ -155,9 +155,6 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device)
     case cudaDevAttrComputeCapabilityMinor:
         *value = p.minor;
         return cudaSuccess;
-    case cudaDevAttrCooperativeLaunch:
-        *value = 1;
-        return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
         *value = (int)p.sharedMemPerBlockOptin;
         return cudaSuccess;

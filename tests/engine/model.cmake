@@ -9,12 +9,10 @@ foreach(name model_test families_test)
     target_compile_definitions(${name} PRIVATE TM_MPIRUN="${MPIEXEC_EXECUTABLE}")
   endif()
 endforeach()
-tm_test(decode_step_test SOURCES decode_step_test.c model_run.c LIBS tm_engine m)
 # The device's part of them, and the same checkpoints, on the CUDA backend, by the emulator.
 if(TARGET tm_cuda_emu AND TARGET model_test)
   tm_test(model_emu_test SOURCES model_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 400)
   target_compile_definitions(model_emu_test PRIVATE TM_CUDA_EMU_ONLY)
-  tm_test(decode_step_emu_test SOURCES decode_step_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 300)
   tm_test(families_emu_test SOURCES families_test.c model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 1200)
   target_compile_definitions(families_emu_test PRIVATE TM_FAMILIES_CUDA_ONLY)
   # Races are the operators' tests' to find; looking for them takes half of the time.

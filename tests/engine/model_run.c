@@ -10,8 +10,6 @@
 #define STEP_TOKENS  512
 #define TOTAL_BLOCKS 512
 
-bool run_step_kernel;
-
 static void must(tm_status st, const tm_err *err)
 {
     if (st == TM_OK)
@@ -39,8 +37,7 @@ tm_status run_open_at(run *r, tm_comm *comm, const char *backend, const char *di
         .block_tokens = block_tokens,
         .max_step_tokens = STEP_TOKENS,
         .max_seqs = RUN_SEQS_MAX,
-        .session_len = session_len,
-        .step_kernel = run_step_kernel};
+        .session_len = session_len};
     tm_status st = tm_model_open(&r->model, &o, comm, err);
     if (st != TM_OK)
         return st;
@@ -80,8 +77,7 @@ bool run_open_on(run *r, const char *backend, const char *dir, const char *dtype
                        .backend = backend,
                        .block_tokens = block_tokens,
                        .max_step_tokens = STEP_TOKENS,
-                       .max_seqs = RUN_SEQS_MAX,
-                       .step_kernel = run_step_kernel};
+                       .max_seqs = RUN_SEQS_MAX};
     must(tm_model_open(&r->model, &o, r->comm, &err), &err);
     must(tm_model_kv_alloc(r->model, TOTAL_BLOCKS, &err), &err);
     return true;

@@ -34,9 +34,6 @@ typedef struct run_item {
     int n, want;
 } run_item;
 
-/* What is opened next runs decode steps as one kernel where the device has it. */
-extern bool run_step_kernel;
-
 /* Opens dir with small limits; exits the process with the message on failure. block_tokens is kept odd on
  * purpose by some callers. */
 void run_open(run *r, const char *dir, const char *dtype, int block_tokens, int tp);

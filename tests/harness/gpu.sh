@@ -30,7 +30,7 @@ perplexity() {
         awk '{ print "perplexity " $1; exit !($1 > 34.096 && $1 < 34.302) }'
 }
 
-for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test decode_step_test model_test; do
+for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test model_test; do
     part 180 "$t" "$TESTS/$t"
 done
 TM_FAMILIES_CUDA=only part 180 families_test "$TESTS/families_test"

@@ -54,26 +54,4 @@ cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid,
     return launch_config(c, &config, kernel, args...);
 }
 
-/* All blocks run at the same time, or the launch fails: what a barrier of the grid needs. */
-template <typename... P>
-cudaError_t launch_cooperative(const tm_cuda_ctx *c, void (*kernel)(P...), int blocks, int threads,
-                               size_t smem, typename same<P>::type... args)
-{
-    cudaError_t e =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    if (e != cudaSuccess)
-        return e;
-    cudaLaunchAttribute attr = {};
-    attr.id = cudaLaunchAttributeCooperative;
-    attr.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)blocks);
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = smem;
-    config.stream = c->stream;
-    config.attrs = &attr;
-    config.numAttrs = 1;
-    return launch_config(c, &config, kernel, args...);
-}
-
 #endif

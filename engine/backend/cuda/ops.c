@@ -1,7 +1,6 @@
 /* The operator table: each entry picks a kernel by shape and enqueues it. */
 #include "common/check.h"
 #include "common/log.h"
-#include "engine/backend/cuda/decode_step.h"
 #include "engine/backend/cuda/device.h"
 
 static tm_status op_embed(tm_device *dev, const tm_embed_args *a)
@@ -227,8 +226,4 @@ const tm_op_table tm_cuda_ops = {
     .gather_cols = tm_cuda_op_gather_cols,
     .argmax_ranks = tm_cuda_op_argmax_ranks,
     .linear_heads = op_linear_heads,
-    .decode_plan = tm_cuda_decode_plan,
-    .decode_plan_free = tm_cuda_decode_plan_free,
-    .decode_plan_rows = tm_cuda_decode_plan_rows,
-    .decode_run = tm_cuda_decode_run,
 };

@@ -30,12 +30,6 @@ __device__ __forceinline__ void start_next()
 #endif
 }
 
-/* A barrier of THREADS threads of the block, whole warps; names 1 to 15 are free (0 is that of __syncthreads). */
-template <int NAME, int THREADS> __device__ __forceinline__ void barrier_sync()
-{
-    asm volatile("bar.sync %0, %1;" ::"n"(NAME), "n"(THREADS) : "memory");
-}
-
 /* 2^x to 2 units in the last place; minus infinity gives 0. */
 __device__ __forceinline__ float power2(float x)
 {

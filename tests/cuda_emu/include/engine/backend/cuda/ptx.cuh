@@ -23,11 +23,6 @@ inline void start_next()
 {
 }
 
-template <int NAME, int THREADS> inline void barrier_sync(EMU_SITE_PARAMS)
-{
-    emu_barrier_named(NAME, THREADS, {"barrier_sync", file, line});
-}
-
 inline float power2(float x)
 {
     return exp2f(x);
