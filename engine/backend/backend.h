@@ -277,6 +277,8 @@ typedef struct tm_gather_cols_args {
 } tm_gather_cols_args;
 /* A recorded sequence of operators and copies, see graph_begin. */
 typedef struct tm_graph tm_graph;
+/* A place in the stream, see event_create. */
+typedef struct tm_dev_event tm_dev_event;
 
 /* What the ranks' devices will exchange at most. */
 typedef struct tm_join_args {
@@ -308,6 +310,12 @@ typedef struct tm_device_ops {
     tm_status (*alloc_host)(tm_device *dev, size_t bytes, void **out, tm_err *err);
     void (*free_host)(tm_device *dev, void *p);
     tm_status (*download_async)(tm_device *dev, void *host, const void *src, size_t bytes);
+    /* An event is done once everything that was enqueued before its last record is; wait waits for that alone, and for
+     * nothing where it was never recorded. It looks at no other rank: not for work that waits for one. */
+    tm_status (*event_create)(tm_device *dev, tm_dev_event **out, tm_err *err);
+    tm_status (*event_record)(tm_device *dev, tm_dev_event *event);
+    tm_status (*event_wait)(tm_device *dev, tm_dev_event *event);
+    void (*event_free)(tm_device *dev, tm_dev_event *event);
     /* Between begin and end calls are recorded, not run; every pointer and number in them is fixed. A recording
      * that fails is thrown away by graph_end with its status. */
     tm_status (*graph_begin)(tm_device *dev);

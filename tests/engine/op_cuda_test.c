@@ -157,6 +157,37 @@ static void refused_test(void **state)
     assert_int_equal(gpu->dev->sync(gpu_dev), TM_OK); /* a refused allocation is not fatal */
 }
 
+/* A pinned buffer may be filled again once the event behind its copy is done. */
+static void event_test(void **state)
+{
+    enum { N = 1 << 16, ROUNDS = 5 };
+    (void)state;
+    const tm_device_ops *ops = gpu->dev;
+    tm_dev_event *ev = NULL;
+    void *host = NULL;
+    char *dev = gpu_take(N * ROUNDS), *got = malloc(N);
+    assert_non_null(got);
+    assert_int_equal(ops->alloc_host(gpu_dev, N, &host, NULL), TM_OK);
+    assert_int_equal(ops->event_create(gpu_dev, &ev, NULL), TM_OK);
+    assert_int_equal(ops->event_wait(gpu_dev, ev), TM_OK); /* never recorded */
+    for (int i = 0; i < ROUNDS; i++) {
+        memset(host, 'a' + i, N);
+        assert_int_equal(ops->upload(gpu_dev, dev + i * N, host, N), TM_OK);
+        assert_int_equal(ops->event_record(gpu_dev, ev), TM_OK);
+        assert_int_equal(ops->event_wait(gpu_dev, ev), TM_OK);
+    }
+    for (int i = 0; i < ROUNDS; i++) {
+        assert_int_equal(ops->download(gpu_dev, got, dev + i * N, N), TM_OK);
+        for (int k = 0; k < N; k++)
+            assert_true(got[k] == 'a' + i);
+    }
+    ops->event_free(gpu_dev, ev);
+    ops->event_free(gpu_dev, NULL);
+    ops->free_host(gpu_dev, host);
+    gpu_free(dev);
+    free(got);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +195,7 @@ int main(void)
         cmocka_unit_test(embed_test),
         cmocka_unit_test(gather_rows_test),
         cmocka_unit_test(refused_test),
+        cmocka_unit_test(event_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

@@ -18,6 +18,10 @@ struct tm_graph {
     cudaGraphExec_t exec;
 };
 
+struct tm_dev_event {
+    cudaEvent_t event;
+};
+
 tm_status tm_cuda_check(tm_device *dev, cudaError_t e, const char *call)
 {
     if (dev->poisoned)
@@ -196,6 +200,7 @@ static tm_status cuda_download(tm_device *dev, void *host, const void *src, size
 static tm_status cuda_alloc_host(tm_device *dev, size_t bytes, void **out, tm_err *err)
 {
     void *p = NULL;
+    bind_thread(dev);
     cudaError_t e = cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocDefault);
     if (e == cudaSuccess) {
         *out = p;
@@ -209,6 +214,41 @@ static tm_status cuda_alloc_host(tm_device *dev, size_t bytes, void **out, tm_er
 static void cuda_free_host(tm_device *dev, void *p)
 {
     (void)TM_CUDA(dev, cudaFreeHost(p));
+}
+
+static tm_status cuda_event_create(tm_device *dev, tm_dev_event **out, tm_err *err)
+{
+    tm_dev_event *ev = calloc(1, sizeof(*ev));
+    if (!ev)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for an event");
+    bind_thread(dev);
+    cudaError_t e = cudaEventCreateWithFlags(&ev->event, cudaEventDisableTiming);
+    if (e != cudaSuccess) {
+        free(ev);
+        return TM_FAIL(err, TM_STATUS_INTERNAL, "CUDA device %d: event: %s", dev->index,
+                       cudaGetErrorString(e));
+    }
+    *out = ev;
+    return TM_OK;
+}
+
+static tm_status cuda_event_record(tm_device *dev, tm_dev_event *event)
+{
+    bind_thread(dev);
+    return TM_CUDA(dev, cudaEventRecord(event->event, dev->ctx.stream));
+}
+
+static tm_status cuda_event_wait(tm_device *dev, tm_dev_event *event)
+{
+    return TM_CUDA(dev, cudaEventSynchronize(event->event));
+}
+
+static void cuda_event_free(tm_device *dev, tm_dev_event *event)
+{
+    if (!event)
+        return;
+    (void)TM_CUDA(dev, cudaEventDestroy(event->event));
+    free(event);
 }
 
 static tm_status cuda_graph_begin(tm_device *dev)
@@ -317,6 +357,10 @@ static const tm_device_ops g_device_ops = {
     .alloc_host = cuda_alloc_host,
     .free_host = cuda_free_host,
     .download_async = cuda_download_async,
+    .event_create = cuda_event_create,
+    .event_record = cuda_event_record,
+    .event_wait = cuda_event_wait,
+    .event_free = cuda_event_free,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_launch = cuda_graph_launch,
