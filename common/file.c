@@ -14,7 +14,7 @@
 
 #include "common/check.h"
 
-static tm_status open_regular(const char *path, int *fd_out, size_t *size, tm_err *err)
+tm_status tm_file_open(const char *path, int *fd_out, size_t *size, tm_err *err)
 {
     /* O_NONBLOCK keeps open() of a FIFO from waiting for a writer; it has no effect on files. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -85,7 +85,7 @@ tm_status tm_file_read(const char *path, size_t max, char **data, size_t *len, t
     int fd;
     size_t size;
     max = TM_MIN(max, SIZE_MAX / 4);
-    TM_TRY(open_regular(path, &fd, &size, err));
+    TM_TRY(tm_file_open(path, &fd, &size, err));
     tm_status st;
     if (size > max)
         st = TM_FAIL(err, TM_STATUS_TOO_LARGE, "%s: %zu bytes, at most %zu are allowed", path, size,
@@ -94,6 +94,23 @@ tm_status tm_file_read(const char *path, size_t max, char **data, size_t *len, t
         st = read_all(fd, path, size, max, data, len, err);
     close(fd);
     return st;
+}
+
+bool tm_file_read_at(int fd, void *dst, size_t n, size_t at, size_t *got)
+{
+    size_t done = 0;
+    while (done < n) {
+        ssize_t r = pread(fd, (char *)dst + done, n - done, (off_t)(at + done));
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r < 0)
+            return false;
+        if (r == 0)
+            break;
+        done += (size_t)r;
+    }
+    *got = done;
+    return true;
 }
 
 bool tm_file_exists(const char *path)
@@ -120,7 +137,7 @@ tm_status tm_map_open(tm_map *out, const char *path, tm_err *err)
 {
     int fd;
     size_t size;
-    TM_TRY(open_regular(path, &fd, &size, err));
+    TM_TRY(tm_file_open(path, &fd, &size, err));
     tm_status st = TM_OK;
     void *p = NULL;
     if (size > 0) { /* mmap refuses length 0: an empty file is an empty map */

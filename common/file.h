@@ -15,6 +15,12 @@ bool tm_dir_exists(const char *path);
 /* dir + "/" + name into out; false when it does not fit. */
 bool tm_path_join(char *out, size_t size, const char *dir, const char *name);
 
+/* Opens a regular file for tm_file_read_at; the caller closes *fd. */
+tm_status tm_file_open(const char *path, int *fd, size_t *size, tm_err *err);
+/* n bytes from position `at` into dst. *got is less only where the file ends. False, with errno, when the system
+ * cannot read. Any thread. */
+bool tm_file_read_at(int fd, void *dst, size_t n, size_t at, size_t *got);
+
 typedef struct tm_map {
     const unsigned char *data;
     size_t len;

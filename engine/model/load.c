@@ -1,18 +1,17 @@
-/* The second pass of loading: this rank's share of each tensor is copied.
+/* The second pass of loading: this rank's share of each tensor is cut into jobs of a few rows, which loader.c reads and
+ * copies, so that loading needs no second copy of a weight.
  *
- * Copies go through a small staging buffer in the device's number format, a few rows at a time, so that
- * loading needs no second copy of a weight. */
-#include <math.h>
+ * Each weight has an allocation of its own. One large one would save some hundred calls, but they overlap with reading,
+ * and what is beyond a weight's end stays memory that nobody may touch. */
+#include <sched.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "common/check.h"
+#include "engine/model/loader.h"
 #include "engine/model/model_impl.h"
-#include "engine/weights/convert.h"
 
-#define STAGING_BYTES ((size_t)4 << 20)
+#define READERS_MIN 4 /* a disk wants several reads at a time, even where there are few cores */
+#define READERS_MAX 8
 
 /* Where a role's numbers go: a tm_weight (for a bias, the weight that has it) or a vector, in tm_layer, or in
  * tm_model for roles that are not of a layer. */
@@ -93,102 +92,72 @@ tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base,
     return TM_OK;
 }
 
-/* What copying one tensor needs. */
-typedef struct copy {
+/* What cutting one tensor into jobs needs. */
+typedef struct cutting {
     tm_model *m;
     const tm_checkpoint *c;
-    const tm_st_tensor *tensor;
-    char *base, *staging, *turned; /* two staging buffers */
-    size_t cols_all, col0, cols;
-    bool unit_rows; /* rows are divided by their length */
-    tm_dtype dtype;
+    tm_loader *loader;
+    char *base;      /* of the role's memory */
+    tm_load_job job; /* what all of the tensor's jobs have in common */
+    size_t col0, cols;
     tm_err *err;
-} copy;
+} cutting;
 
-static tm_status put(const copy *k, size_t dst_row, const void *src, size_t rows, size_t row_bytes)
+static tm_status add_job(const cutting *k, tm_slice s, size_t dst_row, size_t row_numbers)
 {
-    char *dst = k->base + dst_row * row_bytes;
-    if (k->m->backend->dev->upload(k->m->dev, dst, src, rows * row_bytes) != TM_OK)
-        return TM_FAIL(k->err, TM_STATUS_IO, "tensor %s: the copy to the device failed",
-                       k->tensor->name);
-    return TM_OK;
-}
-
-/* out[cols, rows] = the transpose of in[rows, cols], numbers of `size` bytes. */
-static void turn(char *out, const char *in, size_t rows, size_t cols, size_t size)
-{
-    for (size_t r = 0; r < rows; r++)
-        for (size_t c = 0; c < cols; c++)
-            memcpy(out + (c * rows + r) * size, in + (r * cols + c) * size, size);
+    size_t size = tm_dtype_size(k->job.dtype);
+    tm_load_job j = k->job;
+    j.slice = s;
+    j.dst = k->base + dst_row * row_numbers * size;
+    j.bytes = s.rows * s.cols * size;
+    return tm_loader_add(k->loader, &j, k->err);
 }
 
 /* A block of n rows becomes n columns: a few of its columns at a time, each a whole row of the weight. */
-static tm_status copy_turned(const copy *k, tm_row_run run)
+static tm_status cut_turned(cutting *k, tm_row_run run)
 {
-    size_t n = (size_t)run.n, size = tm_dtype_size(k->dtype);
-    size_t per = TM_MAX(STAGING_BYTES / (n * size), (size_t)1);
+    size_t n = (size_t)run.n, size = tm_dtype_size(k->job.dtype);
+    size_t per = TM_MAX(TM_LOAD_CHUNK_BYTES / (n * size), (size_t)1);
+    k->job.turned = true;
     for (size_t i = 0; i < k->cols; i += per) {
         tm_slice s = {(size_t)run.src, n, k->col0 + i, TM_MIN(per, k->cols - i)};
-        TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, k->staging, k->dtype, k->err));
-        turn(k->turned, k->staging, n, s.cols, size);
-        TM_TRY(put(k, (size_t)run.dst + i, k->turned, s.cols, n * size));
+        TM_TRY(add_job(k, s, (size_t)run.dst + i, n));
     }
     return TM_OK;
 }
 
-void tm_load_unit_row(float *x, size_t n)
+static tm_status cut_run(void *arg, tm_row_run run)
 {
-    double sq = 0;
-    for (size_t i = 0; i < n; i++)
-        sq += (double)x[i] * (double)x[i];
-    float inv = (float)(1.0 / TM_MAX(sqrt(sq), 1e-7));
-    for (size_t i = 0; i < n; i++)
-        x[i] *= inv;
-}
-
-/* Rows of the slice, read in f32, divided by their lengths and then rounded. */
-static tm_status read_unit_rows(const copy *k, tm_slice s)
-{
-    float *x = (float *)(void *)k->turned;
-    TM_TRY(tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, x, TM_DTYPE_F32, k->err));
-    for (size_t r = 0; r < s.rows; r++)
-        tm_load_unit_row(x + r * s.cols, s.cols);
-    tm_convert(k->staging, k->dtype, x, TM_DTYPE_F32, s.rows * s.cols);
-    return TM_OK;
-}
-
-static tm_status copy_run(void *arg, tm_row_run run)
-{
-    const copy *k = arg;
-    size_t row_bytes = k->cols * tm_dtype_size(k->dtype);
-    size_t per = TM_MAX(STAGING_BYTES / (k->cols * sizeof(float)), (size_t)1);
+    cutting *k = arg;
+    size_t size = tm_dtype_size(k->job.unit_rows ? TM_DTYPE_F32 : k->job.dtype);
+    size_t per = TM_MAX(TM_LOAD_CHUNK_BYTES / (k->cols * size), (size_t)1);
     if (run.turned)
-        return copy_turned(k, run);
+        return cut_turned(k, run);
+    k->job.turned = false;
     for (size_t i = 0; i < (size_t)run.n; i += per) {
         tm_slice s = {(size_t)run.src + i, TM_MIN(per, (size_t)run.n - i), k->col0, k->cols};
-        TM_TRY(k->unit_rows ? read_unit_rows(k, s)
-                            : tm_checkpoint_read(k->c, k->tensor, k->cols_all, s, k->staging,
-                                                 k->dtype, k->err));
-        TM_TRY(put(k, (size_t)run.dst + i, k->staging, s.rows, row_bytes));
+        TM_TRY(add_job(k, s, (size_t)run.dst + i, k->cols));
     }
     return TM_OK;
 }
 
 /* Rows that pad the vocabulary of the last ranks. */
-static tm_status zero_padding(tm_model *m, char *base, size_t row_bytes, tm_err *err)
+static tm_status zero_padding(const cutting *k)
 {
+    const tm_model *m = k->m;
+    size_t row = k->cols * tm_dtype_size(k->job.dtype);
     int real = TM_MAX(TM_MIN(m->shard.vocab, m->arch.vocab - m->shard.vocab0), 0);
-    char *zeros = calloc(1, row_bytes);
-    if (!zeros)
-        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "padding of the vocabulary: out of memory");
-    tm_status st = TM_OK;
-    for (int i = real; st == TM_OK && i < m->shard.vocab; i++)
-        st = m->backend->dev->upload(m->dev, base + (size_t)i * row_bytes, zeros, row_bytes);
-    free(zeros);
-    return st == TM_OK ? TM_OK : TM_FAIL(err, st, "padding of the vocabulary: the copy failed");
+    size_t left = (size_t)(m->shard.vocab - real) * row;
+    tm_load_job j = {.dst = k->base + (size_t)real * row};
+    for (; left > 0; left -= j.bytes) {
+        j.bytes = TM_MIN(left, TM_LOAD_CHUNK_BYTES);
+        TM_TRY(tm_loader_add(k->loader, &j, k->err));
+        j.dst += j.bytes;
+    }
+    return TM_OK;
 }
 
-static tm_status load_tensor(copy *k, const tm_tensor_row *row, int layer, int expert)
+static tm_status load_tensor(cutting *k, const tm_tensor_row *row, int layer, int expert)
 {
     char name[TM_TENSOR_NAME_MAX];
     int rows, cols_all, col0, cols;
@@ -196,21 +165,23 @@ static tm_status load_tensor(copy *k, const tm_tensor_row *row, int layer, int e
     tm_load_tensor_name(name, &m->arch, row, layer, expert);
     tm_tensor_size(&m->arch, row, &rows, &cols_all);
     tm_tensor_cols(&m->arch, &m->shard, row, &col0, &cols);
-    k->tensor = tm_checkpoint_find(k->c, name);
-    k->cols_all = (size_t)cols_all;
+    k->job = (tm_load_job){
+        .tensor = tm_checkpoint_find(k->c, name),
+        .cols_all = (size_t)cols_all,
+        .unit_rows = row->role == TM_ROLE_HEAD && m->arch.head_norm,
+        .dtype = tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32,
+    };
     k->col0 = (size_t)col0;
     k->cols = (size_t)cols;
-    k->unit_rows = row->role == TM_ROLE_HEAD && m->arch.head_norm;
-    k->dtype = tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32;
-    TM_ASSERT(k->tensor); /* tm_load_check saw it */
+    TM_ASSERT(k->job.tensor); /* tm_load_check saw it */
     TM_TRY(tm_load_role_memory(m, row->role, layer, &k->base, k->err));
-    TM_TRY(tm_tensor_runs(&m->arch, &m->shard, row, expert, copy_run, k));
+    TM_TRY(tm_tensor_runs(&m->arch, &m->shard, row, expert, cut_run, k));
     if (row->role == TM_ROLE_EMBED || row->role == TM_ROLE_HEAD)
-        return zero_padding(m, k->base, k->cols * tm_dtype_size(k->dtype), k->err);
+        return zero_padding(k);
     return TM_OK;
 }
 
-static tm_status load_row(copy *k, const tm_tensor_row *row)
+static tm_status load_row(cutting *k, const tm_tensor_row *row)
 {
     const tm_arch *a = &k->m->arch;
     if (tm_role_info_get(row->role)->summed && k->m->shard.rank > 0)
@@ -285,27 +256,96 @@ tm_status tm_load_prepare(tm_model *m, tm_err *err)
     return each_weight(m, prepare, err);
 }
 
-tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err)
+/* Bytes of all weights of this rank. */
+static size_t weight_bytes(const tm_model *m)
+{
+    const tm_arch *a = &m->arch;
+    const tm_family *f = a->family;
+    size_t all = 0;
+    for (int role = 0; role < TM_ROLE_COUNT; role++) {
+        const tm_role_info *info = tm_role_info_get((tm_role)role);
+        int rows, cols, layers = 0;
+        if (info->summed && m->shard.rank > 0)
+            continue;
+        for (int layer = 0; layer < (info->of_layer ? a->layers : 1); layer++) {
+            int i = 0;
+            while (i < f->row_count &&
+                   !((int)f->rows[i].role == role && tm_need_met(a, f->rows[i].need, layer)))
+                i++;
+            layers += i < f->row_count;
+        }
+        tm_role_size(a, &m->shard, (tm_role)role, &rows, &cols);
+        tm_dtype dtype = info->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32;
+        all += (size_t)layers * (size_t)rows * (size_t)cols * tm_dtype_size(dtype);
+    }
+    return all;
+}
+
+/* A device says how much it has; what a process may take of the host's memory is an estimate, and not worth a refusal. */
+static tm_status check_room(tm_model *m, size_t bytes, tm_err *err)
+{
+    size_t left = 0;
+    if (m->host_memory)
+        return TM_OK;
+    TM_TRY(m->backend->dev->mem_free(m->dev, &left, err));
+    if (bytes > left)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY,
+                       "the weights of rank %d take %.2f GB, but %.2f GB of the device are free",
+                       m->shard.rank, (double)bytes / 1e9, (double)left / 1e9);
+    return TM_OK;
+}
+
+/* One row of the widest tensor always fits, and one column of the tallest that is turned. */
+static size_t buffer_bytes(const tm_model *m)
 {
     const tm_family *f = m->arch.family;
-    /* One row of the widest tensor always fits, and one column of the tallest that is turned. */
-    size_t widest = STAGING_BYTES / sizeof(float);
+    size_t widest = TM_LOAD_CHUNK_BYTES / sizeof(float);
     for (int i = 0; i < f->row_count; i++) {
         int rows, cols;
         tm_tensor_size(&m->arch, &f->rows[i], &rows, &cols);
         widest = TM_MAX(widest, (size_t)cols);
     }
     widest = TM_MAX(widest, (size_t)TM_MAX(m->arch.moe.ffn, m->arch.mla.nope));
-    char *staging = malloc(2 * widest * sizeof(float));
-    if (!staging)
-        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "loading: out of memory");
-    copy k = {.m = m, .c = c, .staging = staging, .err = err};
-    k.turned = staging + widest * sizeof(float);
+    return widest * sizeof(float);
+}
+
+static int reader_count(const tm_model *m)
+{
+    cpu_set_t mine;
+    int n = m->opts.device.threads;
+    if (n == 0 && sched_getaffinity(0, sizeof(mine), &mine) == 0)
+        n = CPU_COUNT(&mine) / m->shard.tp;
+    return TM_MAX(TM_MIN(n, READERS_MAX), READERS_MIN);
+}
+
+tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err)
+{
+    const tm_family *f = m->arch.family;
+    tm_err earlier = TM_ERR_INIT;
+    const tm_loader_opts o = {.backend = m->backend,
+                              .dev = m->dev,
+                              .host_memory = m->host_memory,
+                              .checkpoint = c,
+                              .buffer_bytes = buffer_bytes(m),
+                              .readers = reader_count(m),
+                              .total = weight_bytes(m),
+                              .progress = m->shard.rank == 0};
+    cutting k = {.m = m, .c = c, .err = err};
+    TM_TRY(check_room(m, o.total, err));
+    TM_TRY(tm_loader_create(&k.loader, &o, err));
     tm_status st = TM_OK;
     for (int i = 0; st == TM_OK && i < f->row_count; i++)
         st = load_row(&k, &f->rows[i]);
-    free(staging);
-    return st == TM_OK ? tm_load_prepare(m, err) : st;
+    /* When cutting failed, a job that was added before may have failed, too. */
+    tm_status ended = tm_loader_finish(k.loader, &earlier);
+    if (ended != TM_OK) {
+        st = ended;
+        if (err)
+            *err = earlier;
+    }
+    tm_loader_destroy(k.loader);
+    TM_ASSERT(st != TM_OK || m->info.weight_bytes == o.total);
+    return st;
 }
 
 void tm_load_release(tm_model *m)

@@ -9,8 +9,11 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "common/log.h"
+#include "engine/model/load_progress.h"
 #include "engine/model/model_impl.h"
 
 #define LOGIT_ROWS_MIN 64 /* one pass through the head reads all of it: not fewer rows than this */
@@ -27,6 +30,7 @@ tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err)
     }
     TM_TRY(m->backend->dev->alloc(m->dev, bytes, out, err));
     m->blocks[m->block_count++] = *out;
+    m->taken += bytes;
     return TM_OK;
 }
 
@@ -304,21 +308,43 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     return m->host_memory ? TM_OK : tm_device_step_open(m, err);
 }
 
+/* Seconds since *from, which becomes now. */
+static double lap(int64_t *from)
+{
+    int64_t now = tm_clock_ns();
+    double seconds = (double)(now - *from) * 1e-9;
+    *from = now;
+    return seconds;
+}
+
 /* Second half: memory and copies. */
 static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
 {
+    tm_model_times *t = &m->info.times;
+    int64_t from = tm_clock_ns();
+    char rate[80];
     m->layers = calloc((size_t)m->arch.layers, sizeof(*m->layers));
     m->kv = calloc((size_t)m->arch.layers, sizeof(*m->kv));
     if (!m->layers || !m->kv)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
     TM_TRY(ckpt ? tm_load_weights(m, ckpt, err) : tm_shape_load(m, err));
+    t->weights = lap(&from);
+    tm_load_rate_text(rate, sizeof(rate), m->info.weight_bytes, t->weights);
+    if (m->shard.rank == 0)
+        tm_log(TM_LOG_INFO, "weights", "%s", rate);
+    TM_TRY(tm_load_prepare(m, err));
+    t->prepare = lap(&from);
     TM_TRY(tm_extras_take(m, err));
-    return take_workspace(m, err);
+    TM_TRY(take_workspace(m, err));
+    m->info.work_bytes = m->taken - m->info.weight_bytes;
+    t->work = lap(&from);
+    return TM_OK;
 }
 
 tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm, tm_err *err)
 {
     tm_checkpoint *ckpt = NULL;
+    int64_t from = tm_clock_ns();
     tm_model *m = calloc(1, sizeof(*m));
     tm_err local = TM_ERR_INIT;
     if (!err)
@@ -332,6 +358,8 @@ tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm
     st = tm_comm_agree(comm, st, err);
     if (st == TM_OK && joins(m))
         st = tm_comm_agree(comm, join_devices(m, err), err);
+    if (m)
+        m->info.times.check = lap(&from);
     if (st == TM_OK)
         st = tm_comm_agree(comm, load_all(m, ckpt, err), err);
     tm_checkpoint_close(ckpt);

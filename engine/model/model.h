@@ -30,6 +30,14 @@ typedef struct tm_model_opts {
     bool no_graphs;      /* no decode step is recorded; for measurements */
 } tm_model_opts;
 
+/* Seconds of what opening a model consists of. */
+typedef struct tm_model_times {
+    double check;   /* config, tensors, the device, and where there are several their meeting */
+    double weights; /* reading and copying */
+    double prepare; /* the backend's own work on weights */
+    double work;    /* workspaces */
+} tm_model_times;
+
 typedef struct tm_model_info {
     char name[128];  /* last path component of dir */
     char family[32]; /* "llama" */
@@ -41,12 +49,14 @@ typedef struct tm_model_info {
     int32_t stop_ids[16]; /* union of config, generation_config and tokenizer_config */
     int stop_count;
     size_t weight_bytes;   /* of this rank */
+    size_t work_bytes;     /* workspaces of this rank */
     size_t kv_block_bytes; /* one block, all layers, this rank */
     size_t
         step_read_bytes; /* weights streamed by one decode step of this rank, for bandwidth figures */
     int64_t parameters; /* of the whole model */
     char dtype[16];
     char device[64]; /* backend's description */
+    tm_model_times times;
 } tm_model_info;
 
 tm_status tm_model_open(tm_model **out, const tm_model_opts *opts, tm_comm *comm, tm_err *err);

@@ -89,6 +89,7 @@ struct tm_model {
 
     void **blocks; /* every device allocation, freed at close */
     size_t block_count, block_cap;
+    size_t taken; /* bytes of them */
 };
 
 /* Size of an activation, and a place among them. */
@@ -117,10 +118,9 @@ tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters,
 /* Is a tensor of this name read, or left aside on purpose? */
 bool tm_load_knows(const tm_arch *a, const char *tensor);
 void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c); /* a warning in the log */
-/* Takes memory and copies this rank's share. After tm_load_check. */
+/* Takes memory and copies this rank's share; tm_load_prepare is next. After tm_load_check. */
 tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err);
 void tm_load_release(tm_model *m); /* gives prepared weights back to the backend */
-void tm_load_unit_row(float *x, size_t n); /* divides a row by its length */
 /* Memory of a role's weight, taken on the first call for it. */
 tm_status tm_load_role_memory(tm_model *m, tm_role role, int layer, char **base, tm_err *err);
 tm_status tm_load_prepare(tm_model *m, tm_err *err); /* once all weights are there */

@@ -166,5 +166,5 @@ tm_status tm_shape_load(tm_model *m, tm_err *err)
     free(numbers);
     free(p.matrix);
     free(p.vector);
-    return st == TM_OK ? tm_load_prepare(m, err) : st;
+    return st;
 }

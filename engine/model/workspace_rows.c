@@ -6,6 +6,7 @@
 
 #include "common/check.h"
 #include "common/file.h"
+#include "engine/model/loader.h"
 #include "engine/model/workspace_writer.h"
 #include "engine/weights/convert.h"
 

@@ -1,8 +1,8 @@
 /* A folder of safetensors files: model.safetensors, or shards named by model.safetensors.index.json; or a TurboMind
  * workspace that looks like one (workspace.h).
  *
- * Files are mapped read-only and shared between the ranks of a host by the page cache; every rank copies
- * only its slice. Opening checks all headers; no tensor data is touched. One thread. */
+ * The ranks of a host share the files through the page cache; every rank reads only its slice. Opening checks all
+ * headers; no tensor data is touched. One thread, apart from tm_checkpoint_read. */
 #ifndef TM_ENGINE_WEIGHTS_CHECKPOINT_H
 #define TM_ENGINE_WEIGHTS_CHECKPOINT_H
 
@@ -33,7 +33,8 @@ typedef struct tm_slice {
 } tm_slice;
 
 /* Copies the slice to dst, packed, in number format `to`. The tensor must be f32, bf16 or f16 and cols_all its
- * last dimension (1 for a vector read as a column). Refuses a file that shrank since it was mapped. */
+ * last dimension (1 for a vector read as a column). Refuses a file that shrank since it was opened. Any thread, at most
+ * TM_WS_READERS_MAX at a time. */
 tm_status tm_checkpoint_read(const tm_checkpoint *c, const tm_st_tensor *t, size_t cols_all,
                              tm_slice s, void *dst, tm_dtype to, tm_err *err);
 

@@ -427,6 +427,7 @@ tm_status tm_ws_source_open(tm_ws_source **out, const char *dir, const tm_ws_con
     tm_ws_source *s = calloc(1, sizeof(*s));
     if (!s)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "workspace: out of memory");
+    pthread_mutex_init(&s->lock, NULL);
     for (int i = 0; i < TM_WS_MAPS_MAX; i++)
         s->slots[i].file = -1;
     s->dir = strdup(dir);

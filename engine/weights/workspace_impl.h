@@ -2,12 +2,15 @@
 #ifndef TM_ENGINE_WEIGHTS_WORKSPACE_IMPL_H
 #define TM_ENGINE_WEIGHTS_WORKSPACE_IMPL_H
 
+#include <pthread.h>
+
 #include "common/file.h"
 #include "engine/weights/workspace.h"
 
 #define TM_WS_FILES_MAX ((size_t)1 << 20)
 #define TM_WS_PARTS_MAX 64
-#define TM_WS_MAPS_MAX  64 /* files mapped at a time */
+/* Files mapped at a time: enough for all parts of the slices that are read at once. */
+#define TM_WS_MAPS_MAX (TM_WS_PARTS_MAX * TM_WS_READERS_MAX)
 
 typedef struct tm_ws_file {
     char *name;
@@ -29,8 +32,8 @@ typedef struct tm_ws_view {
 } tm_ws_view;
 
 typedef struct tm_ws_slot {
-    int file;       /* -1: empty */
-    uint64_t slice; /* the last one that needed it */
+    int file;  /* -1: empty */
+    int users; /* slices that are read from it now: it stays */
     tm_map map;
 } tm_ws_slot;
 
@@ -41,9 +44,9 @@ struct tm_ws_source {
     tm_ws_view *views;
     tm_st_tensor *tensors; /* [view_count] */
     size_t view_count, view_cap;
+    pthread_mutex_t lock; /* of the slots */
     tm_ws_slot slots[TM_WS_MAPS_MAX];
     int next_slot;
-    uint64_t slice;
 };
 
 /* Reads the folder: names and sizes. */

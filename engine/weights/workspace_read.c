@@ -88,6 +88,7 @@ void tm_ws_source_close(tm_ws_source *s)
     free(s->views);
     free(s->tensors);
     free(s->dir);
+    pthread_mutex_destroy(&s->lock);
     free(s);
 }
 
@@ -118,9 +119,9 @@ void tm_ws_source_hash(const tm_ws_source *s, tm_sha256_ctx *h)
     }
 }
 
-/* The file's numbers, mapped; a mapping of an earlier file may go. A file that was cut since then would end the
- * process at the first touch, so its size is looked at again for each slice. */
-static tm_status file_data(tm_ws_source *s, int file, const unsigned char **out, tm_err *err)
+/* A slot that holds the file's numbers, mapped, for one user more; under the lock. A mapping that nobody uses may go. A
+ * file that was cut since then would end the process at the first touch, so its size is looked at for each slice. */
+static tm_status take_slot(tm_ws_source *s, int file, tm_ws_slot **out, tm_err *err)
 {
     const tm_ws_file *f = &s->files[file];
     char path[PATH_MAX_LEN];
@@ -131,23 +132,28 @@ static tm_status file_data(tm_ws_source *s, int file, const unsigned char **out,
         return TM_FAIL(err, TM_STATUS_DATA, "%s: the file changed while it was read", f->name);
     for (int i = 0; i < TM_WS_MAPS_MAX; i++)
         if (s->slots[i].file == file) {
-            s->slots[i].slice = s->slice;
-            *out = s->slots[i].map.data;
+            s->slots[i].users++;
+            *out = &s->slots[i];
             return TM_OK;
         }
-    /* The slice's own mappings stay: it has at most as many parts as there are slots. */
-    while (s->slots[s->next_slot].file >= 0 && s->slots[s->next_slot].slice == s->slice)
+    /* There is one: the slices that are read at once have at most as many parts as there are slots. */
+    for (int i = 0; s->slots[s->next_slot].users > 0; i++) {
+        TM_ASSERT(i < TM_WS_MAPS_MAX);
         s->next_slot = (s->next_slot + 1) % TM_WS_MAPS_MAX;
+    }
     tm_ws_slot *slot = &s->slots[s->next_slot];
-    slot->slice = s->slice;
+    s->next_slot = (s->next_slot + 1) % TM_WS_MAPS_MAX;
     if (slot->file >= 0)
         tm_map_close(&slot->map);
     slot->file = -1;
     TM_TRY(tm_map_open(&slot->map, path, err));
-    slot->file = file;
-    if (slot->map.len != f->size)
+    if (slot->map.len != f->size) {
+        tm_map_close(&slot->map);
         return TM_FAIL(err, TM_STATUS_DATA, "%s: the file changed while it was read", f->name);
-    *out = slot->map.data;
+    }
+    slot->file = file;
+    slot->users = 1;
+    *out = slot;
     return TM_OK;
 }
 
@@ -169,7 +175,7 @@ typedef struct gather {
     size_t row0, col0, cols; /* of the slice */
     char *dst;
     tm_dtype to;
-    const unsigned char *part[TM_WS_PARTS_MAX]; /* NULL: not mapped for this slice yet */
+    tm_ws_slot *slot[TM_WS_PARTS_MAX]; /* NULL: not mapped for this slice yet */
     tm_err *err;
 } gather;
 
@@ -188,7 +194,7 @@ static void copy_run(const gather *g, size_t row, size_t col, size_t n)
     size_t part, in = tm_dtype_size(g->v->dtype), out = tm_dtype_size(g->to);
     size_t at = place(g->v, stored_row(g->v, row), col, &part);
     char *dst = g->dst + ((row - g->row0) * g->cols + (col - g->col0)) * out;
-    tm_convert(dst, g->to, g->part[part] + at * in, g->v->dtype, n);
+    tm_convert(dst, g->to, g->slot[part]->map.data + at * in, g->v->dtype, n);
 }
 
 /* A tile whose columns are far apart: turned first, then converted row by row. */
@@ -200,7 +206,7 @@ static void copy_tile(const gather *g, size_t row, size_t rows, size_t col, size
     size_t in = tm_dtype_size(v->dtype), out = tm_dtype_size(g->to);
     for (size_t r = 0; r < rows; r++) {
         size_t part, at = place(v, stored_row(v, row + r), col, &part);
-        src[r] = g->part[part] + at * in;
+        src[r] = g->slot[part]->map.data + at * in;
     }
     for (size_t c = 0; c < cols; c++)
         for (size_t r = 0; r < rows; r++)
@@ -223,10 +229,27 @@ static tm_status map_parts(gather *g, size_t rows)
         place(v, v->by_row ? stored_row(v, g->row0 + i) : g->row0, g->col0 + (v->by_row ? 0 : i),
               &part);
         TM_ASSERT(part < (size_t)v->parts);
-        if (!g->part[part])
-            TM_TRY(file_data(g->s, v->file[part], &g->part[part], g->err));
+        if (!g->slot[part])
+            TM_TRY(take_slot(g->s, v->file[part], &g->slot[part], g->err));
     }
     return TM_OK;
+}
+
+static void copy_slice(const gather *g, size_t rows)
+{
+    const tm_ws_view *v = g->v;
+    size_t high = v->cs == 1 ? 1 : TILE_ROWS, wide = v->cs == 1 ? g->cols : TILE_COLS;
+    for (size_t r = 0; r < rows; r += high)
+        for (size_t c = 0; c < g->cols;) {
+            size_t n = TM_MIN(wide, g->cols - c);
+            if (!v->by_row) /* up to the end of the part */
+                n = TM_MIN(n, v->per - (g->col0 + c) % v->per);
+            if (v->cs == 1)
+                copy_run(g, g->row0 + r, g->col0 + c, n);
+            else
+                copy_tile(g, g->row0 + r, TM_MIN(high, rows - r), g->col0 + c, n);
+            c += n;
+        }
 }
 
 tm_status tm_ws_source_read(tm_ws_source *s, int tensor, size_t row0, size_t rows, size_t col0,
@@ -236,19 +259,15 @@ tm_status tm_ws_source_read(tm_ws_source *s, int tensor, size_t row0, size_t row
     gather g = {
         .s = s, .v = v, .row0 = row0, .col0 = col0, .cols = cols, .dst = dst, .to = to, .err = err};
     TM_ASSERT(row0 + rows <= v->rows && col0 + cols <= v->cols);
-    s->slice++;
-    TM_TRY(map_parts(&g, rows));
-    size_t high = v->cs == 1 ? 1 : TILE_ROWS, wide = v->cs == 1 ? cols : TILE_COLS;
-    for (size_t r = 0; r < rows; r += high)
-        for (size_t c = 0; c < cols;) {
-            size_t n = TM_MIN(wide, cols - c);
-            if (!v->by_row) /* up to the end of the part */
-                n = TM_MIN(n, v->per - (col0 + c) % v->per);
-            if (v->cs == 1)
-                copy_run(&g, row0 + r, col0 + c, n);
-            else
-                copy_tile(&g, row0 + r, TM_MIN(high, rows - r), col0 + c, n);
-            c += n;
-        }
-    return TM_OK;
+    pthread_mutex_lock(&s->lock);
+    tm_status st = map_parts(&g, rows);
+    pthread_mutex_unlock(&s->lock);
+    if (st == TM_OK)
+        copy_slice(&g, rows);
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < v->parts; i++)
+        if (g.slot[i])
+            g.slot[i]->users--;
+    pthread_mutex_unlock(&s->lock);
+    return st;
 }

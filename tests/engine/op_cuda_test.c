@@ -191,10 +191,8 @@ static void event_test(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm_test),
-        cmocka_unit_test(embed_test),
-        cmocka_unit_test(gather_rows_test),
-        cmocka_unit_test(refused_test),
+        cmocka_unit_test(norm_test),        cmocka_unit_test(embed_test),
+        cmocka_unit_test(gather_rows_test), cmocka_unit_test(refused_test),
         cmocka_unit_test(event_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
