@@ -93,8 +93,10 @@ tm_status tm_engine_follow(tm_engine *e, tm_err *err)
         if (kind == TM_PLAN_STOP)
             return TM_OK;
         e->step = step;
-        st = kind == TM_PLAN_PICK ? tm_model_forward_pick(e->model, &batch, NULL)
+        st = kind == TM_PLAN_PICK ? tm_model_begin(e->model, &batch)
                                   : tm_model_forward(e->model, &batch, NULL);
+        if (st == TM_OK && kind == TM_PLAN_PICK)
+            st = tm_model_end(e->model, NULL);
         if (st != TM_OK)
             return TM_FAIL(err, TM_STATUS_UNAVAILABLE, "rank %d: step %llu failed (%s)",
                            tm_comm_rank(e->comm), (unsigned long long)step, tm_status_name(st));

@@ -139,8 +139,10 @@ static tm_status broadcast(tm_engine *e, tm_batch *batch, tm_err *err)
 
 static tm_status forward(tm_engine *e, const tm_batch *batch, tm_err *err)
 {
-    tm_status st = e->picks ? tm_model_forward_pick(e->model, batch, e->picked)
-                            : tm_model_forward(e->model, batch, e->logits);
+    tm_status st =
+        e->picks ? tm_model_begin(e->model, batch) : tm_model_forward(e->model, batch, e->logits);
+    if (st == TM_OK && e->picks)
+        st = tm_model_end(e->model, e->picked);
     if (st != TM_OK)
         return TM_FAIL(err, st, "step %llu failed in the model (%s)", (unsigned long long)e->step,
                        tm_status_name(st));

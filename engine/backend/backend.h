@@ -84,10 +84,12 @@ typedef struct tm_kv_layer {
 typedef enum tm_norm_kind { TM_NORM_RMS, TM_NORM_LAYER } tm_norm_kind;
 typedef enum tm_act_kind { TM_ACT_SILU, TM_ACT_GELU_ERF, TM_ACT_GELU_TANH } tm_act_kind;
 
-/* out[T,h] = rows of table; ids outside [v0, v0 + rows) give zeros (vocabulary-split embedding). */
+/* out[T,h] = rows of table; ids outside [v0, v0 + rows) give zeros (vocabulary-split embedding). An id below 0 stands
+ * for picked[-1 - id], where there is a `picked`. */
 typedef struct tm_embed_args {
     void *out;
     const int32_t *ids;
+    const int32_t *picked;  /* or NULL */
     const tm_weight *table; /* n = rows of this rank, k = h */
     int n_tokens, v0;
     float scale; /* 1 = none */
@@ -311,7 +313,7 @@ typedef struct tm_device_ops {
     void (*free_host)(tm_device *dev, void *p);
     tm_status (*download_async)(tm_device *dev, void *host, const void *src, size_t bytes);
     /* An event is done once everything that was enqueued before its last record is; wait waits for that alone, and for
-     * nothing where it was never recorded. It looks at no other rank: not for work that waits for one. */
+     * nothing where it was never recorded. */
     tm_status (*event_create)(tm_device *dev, tm_dev_event **out, tm_err *err);
     tm_status (*event_record)(tm_device *dev, tm_dev_event *event);
     tm_status (*event_wait)(tm_device *dev, tm_dev_event *event);
@@ -325,9 +327,9 @@ typedef struct tm_device_ops {
     /* Bytes per second of reading `bytes` of device memory once, the best of several passes. */
     tm_status (*read_rate)(tm_device *dev, size_t bytes, double *rate, tm_err *err);
     /* Joins the devices of a group's ranks, one each; all ranks call it together, once, after open. From then on the
-     * operators over ranks work, and sync and download end with UNAVAILABLE when a rank is gone. close is then also
-     * for all ranks together. *gathered is what gather_cols fills on rank 0, NULL elsewhere. NULL: this device
-     * computes in host memory, where the communicator sums. */
+     * operators over ranks work, and sync, event_wait and download end with UNAVAILABLE when a rank is gone. close is
+     * then also for all ranks together. *gathered is what gather_cols fills on rank 0, NULL elsewhere. NULL: this
+     * device computes in host memory, where the communicator sums. */
     tm_status (*join)(tm_device *dev, tm_comm *comm, const tm_join_args *args, float **gathered,
                       tm_err *err);
     /* From begin on every kernel is timed by itself; end gives the rows, the longest first, and stops. Recorded graphs

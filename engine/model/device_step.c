@@ -1,11 +1,14 @@
-/* Steps on a device with memory of its own: the batch as one copy, and decode steps as recorded graphs.
+/* Steps on a device with memory of its own: the batch as one copy, decode steps as recorded graphs, steps in flight.
  *
  * A decode step is the same sequence of some hundred small operators every time, and enqueueing them one by one
  * costs more than a small model needs to run them. So it is recorded once per size and replayed: every number that
  * changes lies in the flat batch, which is at a fixed place, filled on the host in pinned memory and copied
- * inside the recording. The number of sequences is rounded up (the rows behind are padding with kv_len 0), and
+ * in front of the recording. The number of sequences is rounded up (the rows behind are padding with kv_len 0), and
  * so is the width of the block tables, so that few recordings serve all steps. The recording ends with the logits
- * and the picks of all rows; what the caller does not want of them is not copied. */
+ * and the picks of all rows; what the caller does not want of them is not copied.
+ *
+ * Two steps may be in flight. The device's buffers are one set, because its stream runs one step after the other;
+ * host memory is two sets, because the host fills the next batch while the device still reads the one before. */
 #include <string.h>
 
 #include "common/check.h"
@@ -38,10 +41,21 @@ static void point(tm_batch *b, const flat *f, int32_t *base)
     b->blocks = base + f->blocks;
 }
 
+static tm_status open_flight(tm_model *m, tm_flight *f, size_t batch_bytes, size_t picked_bytes,
+                             tm_err *err)
+{
+    const tm_device_ops *dev = m->backend->dev;
+    void *p = NULL;
+    TM_TRY(dev->alloc_host(m->dev, batch_bytes, &p, err));
+    f->batch = p;
+    TM_TRY(dev->alloc_host(m->dev, picked_bytes, &p, err));
+    f->picked = p;
+    return dev->event_create(m->dev, &f->done, err);
+}
+
 tm_status tm_device_step_open(tm_model *m, tm_err *err)
 {
     tm_workspace *ws = &m->ws;
-    const tm_device_ops *dev = m->backend->dev;
     int bt = m->opts.block_tokens;
     void *batch = NULL, *picked = NULL;
     ws->blocks_max = (m->info.max_positions + bt - 1) / bt;
@@ -50,28 +64,33 @@ tm_status tm_device_step_open(tm_model *m, tm_err *err)
                               .n_logits = m->opts.max_step_tokens,
                               .max_blocks = ws->blocks_max};
     size_t bytes = flat_of(&largest).end * sizeof(int32_t);
-    size_t picks = (size_t)ws->rows_max * sizeof(int32_t);
+    size_t picks = (size_t)m->opts.max_step_tokens * sizeof(int32_t);
     TM_TRY(tm_model_take(m, bytes, &batch, err));
     TM_TRY(tm_model_take(m, picks, &picked, err));
     ws->batch = batch;
     ws->picked = picked;
-    TM_TRY(dev->alloc_host(m->dev, bytes, &batch, err));
-    ws->batch_host = batch;
-    TM_TRY(dev->alloc_host(m->dev, picks, &picked, err));
-    ws->picked_host = picked;
+    for (int i = 0; i < TM_MODEL_FLIGHTS; i++)
+        TM_TRY(open_flight(m, &ws->flights[i], bytes, picks, err));
     return TM_OK;
 }
 
 void tm_device_step_close(tm_model *m)
 {
     tm_workspace *ws = &m->ws;
+    const tm_device_ops *dev = m->backend->dev;
+    if (ws->in_flight > 0)
+        (void)dev->sync(m->dev); /* where it fails the device is lost and says so itself */
     for (int i = 0; i < ws->graph_count; i++)
         if (ws->graphs[i].graph)
-            m->backend->dev->graph_free(m->dev, ws->graphs[i].graph);
-    if (ws->batch_host)
-        m->backend->dev->free_host(m->dev, ws->batch_host);
-    if (ws->picked_host)
-        m->backend->dev->free_host(m->dev, ws->picked_host);
+            dev->graph_free(m->dev, ws->graphs[i].graph);
+    for (int i = 0; i < TM_MODEL_FLIGHTS; i++) {
+        if (ws->flights[i].batch)
+            dev->free_host(m->dev, ws->flights[i].batch);
+        if (ws->flights[i].picked)
+            dev->free_host(m->dev, ws->flights[i].picked);
+        if (ws->flights[i].done)
+            dev->event_free(m->dev, ws->flights[i].done);
+    }
 }
 
 static void put(int32_t *to, const int32_t *from, int n)
@@ -79,9 +98,8 @@ static void put(int32_t *to, const int32_t *from, int n)
     memcpy(to, from, (size_t)n * sizeof(*to));
 }
 
-tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out)
+tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, int32_t *host, tm_batch *out)
 {
-    int32_t *host = m->ws.batch_host;
     flat f = flat_of(b);
     put(host + f.tokens, b->tokens, b->n_tokens);
     put(host + f.positions, b->positions, b->n_tokens);
@@ -130,11 +148,10 @@ bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b)
 }
 
 /* The padded batch in pinned memory; *out has its sizes and the places of its copy. */
-static size_t fill_decode(tm_model *m, const tm_batch *b, tm_batch *out)
+static size_t fill_decode(tm_model *m, const tm_batch *b, int32_t *host, tm_batch *out)
 {
     int rows = TM_MIN(rows_of(b->n_seqs), m->opts.max_seqs), n = b->n_seqs;
     int stride = TM_MIN(stride_of(b->max_blocks), m->ws.blocks_max);
-    int32_t *host = m->ws.batch_host;
     *out = (tm_batch){
         .n_tokens = rows, .n_seqs = rows, .n_decode = rows, .n_logits = rows, .max_blocks = stride};
     flat f = flat_of(out);
@@ -151,18 +168,11 @@ static size_t fill_decode(tm_model *m, const tm_batch *b, tm_batch *out)
     return f.end * sizeof(*host);
 }
 
-static tm_status enqueue(tm_model *m, const tm_batch *b, size_t bytes)
+static tm_status enqueue(tm_model *m, const tm_batch *b)
 {
-    tm_workspace *ws = &m->ws;
-    const tm_device_ops *dev = m->backend->dev;
-    TM_TRY(dev->upload(m->dev, ws->batch, ws->batch_host, bytes));
     TM_TRY(tm_forward_layers(m, b));
     TM_TRY(tm_forward_decode_head(m, b->n_seqs));
-    if (!tm_model_can_pick(m))
-        return TM_OK;
-    TM_TRY(tm_forward_pick(m, b->n_seqs));
-    return dev->download_async(m->dev, ws->picked_host, ws->picked,
-                               (size_t)b->n_seqs * sizeof(int32_t));
+    return tm_model_can_pick(m) ? tm_forward_pick(m, 0, b->n_seqs) : TM_OK;
 }
 
 static tm_decode_graph *find_graph(tm_workspace *ws, const tm_batch *b)
@@ -173,25 +183,26 @@ static tm_decode_graph *find_graph(tm_workspace *ws, const tm_batch *b)
     return NULL;
 }
 
-tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch)
+tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch, int32_t *host)
 {
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
     tm_batch b;
     TM_TRY(tm_extras_begin_step(m, batch)); /* not part of the recording */
-    size_t bytes = fill_decode(m, batch, &b);
+    size_t bytes = fill_decode(m, batch, host, &b);
+    TM_TRY(dev->upload(m->dev, ws->batch, host, bytes));
     if (m->opts.no_graphs)
-        return enqueue(m, &b, bytes);
+        return enqueue(m, &b);
     tm_decode_graph *g = find_graph(ws, &b);
     if (!g) {
         if (ws->graph_count < TM_DECODE_GRAPHS_MAX)
             ws->graphs[ws->graph_count++] =
                 (tm_decode_graph){.rows = b.n_seqs, .stride = b.max_blocks};
-        return enqueue(m, &b, bytes);
+        return enqueue(m, &b);
     }
     if (!g->graph) {
         TM_TRY(dev->graph_begin(m->dev));
-        tm_status st = enqueue(m, &b, bytes);
+        tm_status st = enqueue(m, &b);
         tm_graph *graph = NULL;
         tm_status ended = dev->graph_end(m->dev, &graph);
         if (st != TM_OK || ended != TM_OK)

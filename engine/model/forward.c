@@ -32,6 +32,7 @@ static tm_status embed(tm_model *m, const tm_batch *b)
 {
     const tm_embed_args a = {.out = m->ws.x,
                              .ids = b->tokens,
+                             .picked = m->ws.picked,
                              .table = &m->embed,
                              .n_tokens = b->n_tokens,
                              .v0 = m->shard.vocab0,
@@ -93,10 +94,10 @@ tm_status tm_forward_download(tm_model *m, int rows, float *logits)
                               : dev->sync(m->dev);
 }
 
-tm_status tm_forward_pick(tm_model *m, int rows)
+tm_status tm_forward_pick(tm_model *m, int first, int rows)
 {
     const tm_shard *s = &m->shard;
-    const tm_argmax_args a = {.out = m->ws.picked,
+    const tm_argmax_args a = {.out = m->ws.picked + first,
                               .x = m->ws.logits,
                               .n_rows = rows,
                               .n = TM_MIN(s->vocab, TM_MAX(m->arch.vocab - s->vocab0, 0)),
@@ -132,17 +133,12 @@ static tm_status heads(tm_model *m, const tm_batch *b, float *logits)
     return m->backend->dev->sync(m->dev);
 }
 
-static tm_status pick_rows(tm_model *m, const tm_batch *b, int32_t *picked)
+static tm_status pick_rows(tm_model *m, const tm_batch *b)
 {
-    tm_workspace *ws = &m->ws;
-    for (int i = 0; i < b->n_logits; i += ws->rows_max) {
-        int n = TM_MIN(b->n_logits - i, ws->rows_max);
-        TM_TRY(tm_forward_head(m, b->logit_rows + i, n, ws->logits));
-        TM_TRY(tm_forward_pick(m, n));
-        TM_TRY(m->backend->dev->download(m->dev, ws->picked_host, ws->picked,
-                                         (size_t)n * sizeof(*picked)));
-        if (picked)
-            memcpy(picked + i, ws->picked_host, (size_t)n * sizeof(*picked));
+    for (int i = 0; i < b->n_logits; i += m->ws.rows_max) {
+        int n = TM_MIN(b->n_logits - i, m->ws.rows_max);
+        TM_TRY(tm_forward_head(m, b->logit_rows + i, n, m->ws.logits));
+        TM_TRY(tm_forward_pick(m, i, n));
     }
     return TM_OK;
 }
@@ -151,6 +147,9 @@ static tm_status pick_rows(tm_model *m, const tm_batch *b, int32_t *picked)
 static bool fits(const tm_model *m, const tm_batch *b)
 {
     int bt = m->opts.block_tokens;
+    for (int i = 0; i < b->n_tokens; i++)
+        if (b->tokens[i] < TM_TOKEN_PICKED(m->ws.n_picks - 1))
+            return false;
     return m->kv && m->kv[0].k && b->n_tokens > 0 && b->n_tokens <= m->opts.max_step_tokens &&
            b->n_seqs > 0 && b->n_seqs <= m->opts.max_seqs && b->n_decode >= 0 &&
            b->n_decode <= b->n_seqs && b->n_logits >= 0 && b->n_logits <= b->n_tokens &&
@@ -160,27 +159,29 @@ static bool fits(const tm_model *m, const tm_batch *b)
 /* Everything before the head; *b is the batch where the device can read it. */
 static tm_status body(tm_model *m, const tm_batch *batch, tm_batch *b)
 {
-    if (!fits(m, batch))
-        return TM_STATUS_INVALID;
     *b = *batch;
     if (!m->host_memory)
-        TM_TRY(tm_device_step_upload(m, batch, b));
+        TM_TRY(tm_device_step_upload(m, batch, m->ws.flights[m->ws.flight_next].batch, b));
     TM_TRY(tm_extras_begin_step(m, batch));
     TM_TRY(tm_forward_layers(m, b));
     if (b->n_logits == 0)
-        return m->backend->dev->sync(m->dev);
+        return TM_OK;
     return tm_run_norm(m, NULL, m->ws.x, m->ws.delta, NULL, NULL, b->n_tokens);
 }
 
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
 {
+    tm_workspace *ws = &m->ws;
     tm_batch b;
-    if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
-        TM_TRY(tm_device_step_decode(m, batch));
+    if (ws->in_flight > 0 || !fits(m, batch))
+        return TM_STATUS_INVALID;
+    ws->n_picks = 0;
+    if (tm_device_step_is_decode(m, batch)) {
+        TM_TRY(tm_device_step_decode(m, batch, ws->flights[ws->flight_next].batch));
         return tm_forward_download(m, batch->n_logits, logits);
     }
     TM_TRY(body(m, batch, &b));
-    return b.n_logits > 0 ? heads(m, &b, logits) : TM_OK;
+    return heads(m, &b, logits);
 }
 
 tm_status tm_model_profile(tm_model *m, tm_profile_row *rows, int max, int *count)
@@ -197,17 +198,48 @@ bool tm_model_can_pick(const tm_model *m)
     return !m->host_memory && o->argmax && (m->shard.tp == 1 || o->argmax_ranks);
 }
 
-tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked)
+static tm_status enqueue_pick(tm_model *m, const tm_batch *batch, int32_t *host)
 {
     tm_batch b;
-    TM_ASSERT(tm_model_can_pick(m));
-    if (fits(m, batch) && tm_device_step_is_decode(m, batch)) {
-        TM_TRY(tm_device_step_decode(m, batch));
-        TM_TRY(m->backend->dev->sync(m->dev));
-        if (picked)
-            memcpy(picked, m->ws.picked_host, (size_t)batch->n_logits * sizeof(*picked));
-        return TM_OK;
-    }
+    if (tm_device_step_is_decode(m, batch))
+        return tm_device_step_decode(m, batch, host);
     TM_TRY(body(m, batch, &b));
-    return b.n_logits > 0 ? pick_rows(m, &b, picked) : TM_OK;
+    return pick_rows(m, &b);
+}
+
+tm_status tm_model_begin(tm_model *m, const tm_batch *batch)
+{
+    tm_workspace *ws = &m->ws;
+    const tm_device_ops *dev = m->backend->dev;
+    tm_flight *f = &ws->flights[ws->flight_next];
+    if (ws->in_flight == TM_MODEL_FLIGHTS || !tm_model_can_pick(m) || !fits(m, batch))
+        return TM_STATUS_INVALID;
+    TM_TRY(enqueue_pick(m, batch, f->batch));
+    ws->n_picks = f->n_picks = batch->n_logits;
+    if (f->n_picks > 0)
+        TM_TRY(dev->download_async(m->dev, f->picked, ws->picked,
+                                   (size_t)f->n_picks * sizeof(*f->picked)));
+    TM_TRY(dev->event_record(m->dev, f->done));
+    ws->flight_next = (ws->flight_next + 1) % TM_MODEL_FLIGHTS;
+    ws->in_flight++;
+    return TM_OK;
+}
+
+tm_status tm_model_end(tm_model *m, int32_t *picked)
+{
+    tm_workspace *ws = &m->ws;
+    if (ws->in_flight == 0)
+        return TM_STATUS_INVALID;
+    int oldest = (ws->flight_next + TM_MODEL_FLIGHTS - ws->in_flight) % TM_MODEL_FLIGHTS;
+    const tm_flight *f = &ws->flights[oldest];
+    TM_TRY(m->backend->dev->event_wait(m->dev, f->done));
+    if (picked && f->n_picks > 0)
+        memcpy(picked, f->picked, (size_t)f->n_picks * sizeof(*picked));
+    ws->in_flight--;
+    return TM_OK;
+}
+
+int tm_model_in_flight(const tm_model *m)
+{
+    return m->ws.in_flight;
 }

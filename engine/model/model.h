@@ -69,7 +69,7 @@ tm_status tm_model_mem_free(tm_model *m, size_t *bytes, tm_err *err);
 tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err);
 
 /* One step. batch arrays are host memory. logits: rank 0 receives [n_logits, vocab] f32 host memory
- * (ignored elsewhere). After a failure the group is lost (see parallel/comm.h). */
+ * (ignored elsewhere). No step may be in flight. After a failure the group is lost (see parallel/comm.h). */
 tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits);
 
 /* The length that the model's rope is chosen by for a request with this prompt, the same for all prompts that get
@@ -80,11 +80,24 @@ int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len);
 /* Times single kernels of the device, where it can; see tm_device_ops. rows NULL begins. Between steps. */
 tm_status tm_model_profile(tm_model *m, tm_profile_row *rows, int max, int *count);
 
-/* True when the device can choose the largest logit itself; then no row of logits has to leave it. */
+/* True when the device can choose the largest logit itself; then no row of logits has to leave it, and steps may be
+ * begun before the one in front has ended. */
 bool tm_model_can_pick(const tm_model *m);
-/* The same step, but picked[n_logits] of rank 0 (ignored elsewhere) receives the index of each row's largest logit
- * (the lowest one on ties; -1 when the row has no finite maximum). All ranks call this one, or all the other. */
-tm_status tm_model_forward_pick(tm_model *m, const tm_batch *batch, int32_t *picked);
+
+/* Steps that may be in flight. */
+#define TM_MODEL_FLIGHTS 2
+/* In tokens of a batch: what logits row `row` of the step begun just before chose, whether that step has ended or not.
+ * It has to have been a step of tm_model_begin. A choice that failed is no token: its row computes nothing of use. */
+#define TM_TOKEN_PICKED(row) (-1 - (row))
+
+/* A step of whose logits only the choice of each row is wanted. begin enqueues it and returns at once; batch is free
+ * again. end waits for the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each
+ * row's largest logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are
+ * in flight, or none. Keys and values are written in the order of the steps: a block may be given to another sequence in
+ * a step begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */
+tm_status tm_model_begin(tm_model *m, const tm_batch *batch);
+tm_status tm_model_end(tm_model *m, int32_t *picked);
+int tm_model_in_flight(const tm_model *m);
 
 /* "llama3-8b, ...": values of tm_model_opts.shape. */
 void tm_model_shape_list(char *out, size_t size);

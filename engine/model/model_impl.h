@@ -25,27 +25,35 @@ typedef struct tm_decode_graph {
 
 #define TM_DECODE_GRAPHS_MAX 96
 
+/* Pinned host memory of a step in flight, and the place behind it in the device's stream. */
+typedef struct tm_flight {
+    int32_t *batch;  /* the flat batch */
+    int32_t *picked; /* [T] */
+    tm_dev_event *done;
+    int n_picks;
+} tm_flight;
+
 /* Device buffers of one step; T = max_step_tokens, R = logit rows of one pass through the head. */
 typedef struct tm_workspace {
     void *x;           /* [T, h] the residual stream */
     void *x_other;     /* its next place, on backends that join norm and product */
     tm_norm_args norm; /* of the block that begins; norm_waits: its first product computes it */
     bool norm_waits;
-    bool sum_waits;        /* delta is this rank's part still: the next norm sums it over the ranks */
-    void *normed;          /* [T, h] */
-    void *qkv;             /* [T, (H + 2K) d] */
-    void *attn;            /* [T, H d] */
-    void *delta;           /* [T, h] what a block adds to x */
-    void *gate_up;         /* [T, 2F] */
-    void *act;             /* [T, F] */
-    void *q_a;             /* [T, q_rank] */
-    void *q;               /* [T, H (rope + nope)] latent attention: queries, then values */
-    void *side;            /* [T, h] of a parallel block: what the feed-forward part adds */
-    void *shared;          /* [T, h] of the shared expert */
-    float *router;         /* [T, E] */
-    float *gate;           /* [T] of the shared expert */
-    void *experts;         /* what moe_experts works in */
-    int32_t *expert_ids;   /* [T, k] */
+    bool sum_waits;      /* delta is this rank's part still: the next norm sums it over the ranks */
+    void *normed;        /* [T, h] */
+    void *qkv;           /* [T, (H + 2K) d] */
+    void *attn;          /* [T, H d] */
+    void *delta;         /* [T, h] what a block adds to x */
+    void *gate_up;       /* [T, 2F] */
+    void *act;           /* [T, F] */
+    void *q_a;           /* [T, q_rank] */
+    void *q;             /* [T, H (rope + nope)] latent attention: queries, then values */
+    void *side;          /* [T, h] of a parallel block: what the feed-forward part adds */
+    void *shared;        /* [T, h] of the shared expert */
+    float *router;       /* [T, E] */
+    float *gate;         /* [T] of the shared expert */
+    void *experts;       /* what moe_experts works in */
+    int32_t *expert_ids; /* [T, k] */
     float *expert_weights; /* [T, k] */
     float *seq_freq;       /* [B, rd / 2] on the device */
     float *seq_freq_host;  /* the same on the host */
@@ -53,9 +61,12 @@ typedef struct tm_workspace {
     void *rows;            /* [R, h] */
     float *logits;         /* [R, V of this rank] */
     /* The batch on a device with memory of its own: one flat copy of its arrays. */
-    int32_t *batch, *batch_host;
-    int32_t *picked, *picked_host; /* [R] */
-    int blocks_max;                /* of one sequence */
+    int32_t *batch;
+    int32_t *picked; /* [T] what the step before chose; its first n_picks are valid */
+    int n_picks;
+    tm_flight flights[TM_MODEL_FLIGHTS]; /* a ring */
+    int flight_next, in_flight;          /* the place of the next step; steps begun and not ended */
+    int blocks_max;                      /* of one sequence */
     tm_decode_graph graphs[TM_DECODE_GRAPHS_MAX];
     int graph_count;
     float *gathered; /* host, [R, tp * V of a rank], rank 0 with a padded vocabulary */
@@ -133,8 +144,8 @@ tm_status tm_shape_load(tm_model *m, tm_err *err);
 tm_status tm_forward_layers(tm_model *m, const tm_batch *b);
 /* Last add, final norm, head: ws.logits for all rows of a decode batch. */
 tm_status tm_forward_decode_head(tm_model *m, int rows);
-/* ws.picked: the largest of the first rows of ws.logits. */
-tm_status tm_forward_pick(tm_model *m, int rows);
+/* ws.picked from `first` on: the largest of each of the first rows of ws.logits. */
+tm_status tm_forward_pick(tm_model *m, int first, int rows);
 /* The first rows of ws.logits to rank 0's host memory. */
 tm_status tm_forward_download(tm_model *m, int rows, float *logits);
 /* n wanted rows, at most ws.rows_max, of ws.x after its last add, into out. */
@@ -144,9 +155,10 @@ tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out);
 tm_status tm_device_step_open(tm_model *m, tm_err *err);
 void tm_device_step_close(tm_model *m);
 bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b);
-/* Leaves logits and picks of all rows on their way; dev->sync waits. */
-tm_status tm_device_step_decode(tm_model *m, const tm_batch *b);
-tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, tm_batch *out);
+/* Enqueues the step: ws.logits and, where the device can choose, ws.picked of all rows. `host` is pinned, and free until
+ * the step is done. */
+tm_status tm_device_step_decode(tm_model *m, const tm_batch *b, int32_t *host);
+tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, int32_t *host, tm_batch *out);
 
 /* layer.c: steps that blocks are made of. */
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */

@@ -12,7 +12,7 @@
 #include "common/status.h"
 #include "engine/backend/backend.h"
 
-/* TM_PLAN_PICK: a step of whose logits only the largest of each row are wanted (tm_model_forward_pick). */
+/* TM_PLAN_PICK: a step of whose logits only the largest of each row are wanted (tm_model_begin). */
 typedef enum tm_plan_kind { TM_PLAN_STEP = 1, TM_PLAN_STOP = 2, TM_PLAN_PICK = 3 } tm_plan_kind;
 
 /* Equal on every rank. */

@@ -275,12 +275,23 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
     return emu_enqueue(stream, run_record, &w, sizeof(w));
 }
 
+/* What is behind the event stays in the queue. After a failure nothing is done any more, and the queue is emptied. */
+static void run_up_to(const struct emu_event *event)
+{
+    struct emu_stream *s = event->stream;
+    work *w;
+    pthread_mutex_lock(&s->running);
+    for (; event->done != event->recorded && (w = pop(s)) != NULL; free(w))
+        run_work(w);
+    pthread_mutex_unlock(&s->running);
+}
+
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     if (event->capture)
         return emu_return(cudaErrorStreamCaptureUnsupported);
     if (event->done != event->recorded)
-        emu_drain(event->stream);
+        run_up_to(event);
     return emu_return(emu_sticky());
 }
 

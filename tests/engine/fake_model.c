@@ -9,17 +9,27 @@
 #include "common/hash.h"
 #include "tests/engine/fake.h"
 
-#define RANKS 4
+#define RANKS     4
+#define PICKS_MAX 128
 
 typedef struct slot {
     int32_t token, position;
 } slot;
+
+typedef struct flight {
+    int n;
+    int32_t picked[PICKS_MAX];
+} flight;
 
 struct tm_model {
     tm_model_opts opts;
     tm_model_info info;
     int rank, n_blocks;
     slot *kv;
+    flight flights[TM_MODEL_FLIGHTS];
+    int begun, ended;
+    int n_picks; /* of the step before */
+    int32_t picks[PICKS_MAX];
 };
 
 static struct {
@@ -215,20 +225,33 @@ static void wait_gate(const tm_model *m)
     pthread_mutex_unlock(&g.lock);
 }
 
-tm_status tm_model_forward(tm_model *m, const tm_batch *b, float *logits)
+/* The token of a row; one that the step before could not choose is as good as any. */
+static int32_t token_of(const tm_model *m, const tm_batch *b, int row)
+{
+    int32_t token = b->tokens[row];
+    TM_ASSERT(token >= TM_TOKEN_PICKED(m->n_picks - 1));
+    return token < 0 ? m->picks[-1 - token] : token;
+}
+
+static int row_logits(const tm_model *m, const tm_batch *b, int row, float *logits)
 {
     int32_t history[8192];
+    int errors = read_history(m, b, row, history);
+    fake_logits(history, b->positions[row] + 1, logits);
+    return errors;
+}
+
+/* logits NULL: they are not wanted. */
+static tm_status compute(tm_model *m, const tm_batch *b, float *logits)
+{
+    float row[FAKE_VOCAB];
     int errors = 0;
     wait_gate(m);
     for (int i = 0; i < b->n_seqs; i++)
         for (int r = b->seq_begin[i]; r < b->seq_begin[i + 1]; r++)
-            *place(m, b, i, b->positions[r]) = (slot){b->tokens[r], b->positions[r]};
-    for (int r = 0; r < b->n_logits; r++) {
-        int row = b->logit_rows[r];
-        errors += read_history(m, b, row, history);
-        if (m->rank == 0)
-            fake_logits(history, b->positions[row] + 1, logits + r * FAKE_VOCAB);
-    }
+            *place(m, b, i, b->positions[r]) = (slot){token_of(m, b, r), b->positions[r]};
+    for (int r = 0; r < b->n_logits; r++)
+        errors += row_logits(m, b, b->logit_rows[r], logits ? logits + r * FAKE_VOCAB : row);
     pthread_mutex_lock(&g.lock);
     int step = ++g.steps[m->rank];
     g.tokens[m->rank] += b->n_tokens;
@@ -238,29 +261,58 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *b, float *logits)
     return fails ? TM_STATUS_UNAVAILABLE : TM_OK;
 }
 
+tm_status tm_model_forward(tm_model *m, const tm_batch *b, float *logits)
+{
+    if (m->begun != m->ended)
+        return TM_STATUS_INVALID;
+    tm_status st = compute(m, b, m->rank == 0 ? logits : NULL);
+    m->n_picks = 0;
+    return st;
+}
+
 bool tm_model_can_pick(const tm_model *m)
 {
     (void)m;
     return g.o.pick;
 }
 
-tm_status tm_model_forward_pick(tm_model *m, const tm_batch *b, int32_t *picked)
+/* The step is computed at its begin; what it chose is told at its end, and known to the step behind it as on a device. */
+tm_status tm_model_begin(tm_model *m, const tm_batch *b)
 {
-    float *logits = malloc(((size_t)b->n_logits + 1) * FAKE_VOCAB * sizeof(*logits));
-    TM_ASSERT(logits);
-    tm_status st = tm_model_forward(m, b, logits);
+    float row[FAKE_VOCAB];
+    flight *f = &m->flights[m->begun % TM_MODEL_FLIGHTS];
+    if (m->begun - m->ended == TM_MODEL_FLIGHTS)
+        return TM_STATUS_INVALID;
+    tm_status st = compute(m, b, NULL);
     pthread_mutex_lock(&g.lock);
     g.picks[m->rank]++;
     pthread_mutex_unlock(&g.lock);
-    for (int r = 0; st == TM_OK && m->rank == 0 && r < b->n_logits; r++) {
-        const float *row = logits + r * FAKE_VOCAB;
-        picked[r] = isfinite(row[0]) ? 0 : -1;
-        for (int i = 1; picked[r] >= 0 && i < FAKE_VOCAB; i++)
-            if (row[i] > row[picked[r]])
-                picked[r] = i;
+    m->n_picks = f->n = b->n_logits;
+    for (int r = 0; r < b->n_logits; r++) {
+        int32_t best = 0;
+        row_logits(m, b, b->logit_rows[r], row);
+        for (int i = 1; i < FAKE_VOCAB; i++)
+            best = row[i] > row[best] ? i : best;
+        m->picks[r] = f->picked[r] = isfinite(row[0]) ? best : -1;
     }
-    free(logits);
+    m->begun++;
     return st;
+}
+
+tm_status tm_model_end(tm_model *m, int32_t *picked)
+{
+    const flight *f = &m->flights[m->ended % TM_MODEL_FLIGHTS];
+    if (m->begun == m->ended)
+        return TM_STATUS_INVALID;
+    if (picked)
+        memcpy(picked, f->picked, (size_t)f->n * sizeof(*picked));
+    m->ended++;
+    return TM_OK;
+}
+
+int tm_model_in_flight(const tm_model *m)
+{
+    return m->begun - m->ended;
 }
 
 int32_t tm_model_rope_len(const tm_model *m, size_t prompt_len)

@@ -118,7 +118,7 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
         run_seq *s = items[i].seq;
         begin[i] = t;
         for (int j = 0; j < items[i].n; j++, t++) {
-            tokens[t] = s->ids[s->done];
+            tokens[t] = r->fed && j == items[i].n - 1 ? TM_TOKEN_PICKED(i) : s->ids[s->done];
             positions[t] = s->done++;
             if (j >= items[i].n - items[i].want)
                 rows[n_rows++] = t;
@@ -141,8 +141,10 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                             .n_logits = n_rows,
                             .logit_rows = rows,
                             .rope_len = rope_len};
-    tm_status st = r->picks ? tm_model_forward_pick(r->model, &batch, r->picked)
-                            : tm_model_forward(r->model, &batch, logits);
+    tm_status st =
+        r->picks ? tm_model_begin(r->model, &batch) : tm_model_forward(r->model, &batch, logits);
+    if (st == TM_OK && r->picks && !r->ahead)
+        st = tm_model_end(r->model, r->picked);
     if (st != TM_OK) {
         fprintf(stderr, "model_run: forward: %s\n", tm_status_name(st));
         exit(9);

@@ -26,6 +26,10 @@ typedef struct run {
     bool on_device; /* not the CPU */
     bool picks;     /* steps give the picks to `picked`, not logits */
     int32_t *picked;
+    bool
+        ahead; /* steps of picks are begun, not ended, and the last token of a sequence is what the step before chose
+                   for it where `fed` says so */
+    bool fed;
 } run;
 
 /* One sequence's part of a step: its next n tokens, logits of the last `want` of them. */

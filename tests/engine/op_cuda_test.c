@@ -92,9 +92,15 @@ static void embed_test(void **state)
         for (int i = 0; i < tokens; i++)
             ids[i] =
                 op_pick(cases[c / 3].v0 > 3 ? cases[c / 3].v0 - 3 : 0, cases[c / 3].v0 + rows + 2);
+        int32_t *picked = malloc((size_t)tokens * sizeof *picked); /* by an earlier step */
+        for (int i = 0; i < tokens; i++) {
+            picked[tokens - 1 - i] = i == 4 ? -1 : ids[i];
+            ids[i] = i % 3 == 1 ? -1 - (tokens - 1 - i) : ids[i];
+        }
         tm_weight w = {.dtype = t, .n = rows, .k = h, .data = data};
         tm_embed_args a = {.out = want,
                            .ids = ids,
+                           .picked = picked,
                            .table = &w,
                            .n_tokens = tokens,
                            .v0 = cases[c / 3].v0,
@@ -104,15 +110,17 @@ static void embed_test(void **state)
             want[i] = gpu_round(want[i]);
         void *gdata = gpu_put(data, (size_t)rows * (size_t)h * tm_dtype_size(t));
         void *gids = gpu_put(ids, (size_t)tokens * sizeof *ids), *gout = NULL;
+        void *gpicked = gpu_put(picked, (size_t)tokens * sizeof *picked);
         assert_int_equal(gpu->dev->alloc(gpu_dev, n * 2, &gout, NULL), TM_OK);
-        w.data = gdata, a.ids = gids, a.out = gout;
+        w.data = gdata, a.ids = gids, a.picked = gpicked, a.out = gout;
         assert_int_equal(gpu->ops->embed(gpu_dev, &a), TM_OK);
         gpu_get(got, gout, n);
         assert_memory_equal(got, want, n * sizeof *got);
         gpu_free(gdata);
         gpu_free(gids);
+        gpu_free(gpicked);
         gpu_free(gout);
-        free(data), free(ids), free(want), free(got);
+        free(data), free(ids), free(picked), free(want), free(got);
     }
 }
 

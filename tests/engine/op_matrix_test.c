@@ -312,12 +312,22 @@ static void embed_test(void **state)
             int32_t *ids = malloc((size_t)tokens * sizeof *ids);
             for (int t = 0; t < tokens; t++) /* also ids of other ranks */
                 ids[t] = op_pick(cases[c].v0 - 3 < 0 ? 0 : cases[c].v0 - 3, cases[c].v0 + rows + 2);
+            /* Some of them are what an earlier step chose, in another order; one choice failed. */
+            int32_t *given = malloc((size_t)tokens * sizeof *given);
+            int32_t *picked = malloc((size_t)tokens * sizeof *picked);
+            for (int t = 0; t < tokens; t++) {
+                picked[tokens - 1 - t] = t == 4 ? -1 : ids[t];
+                given[t] = t % 3 == 1 ? -1 - (tokens - 1 - t) : ids[t];
+            }
+            if (tokens > 4)
+                ids[4] = -1;
             w.data = data;
             for (int i = -1; i < g_fast_count; i++) {
                 size_t n = (size_t)tokens * (size_t)h;
                 float *out = op_guarded(n);
                 tm_embed_args a = {.out = out,
-                                   .ids = ids,
+                                   .ids = given,
+                                   .picked = picked,
                                    .table = &w,
                                    .n_tokens = tokens,
                                    .v0 = cases[c].v0,
@@ -334,7 +344,7 @@ static void embed_test(void **state)
                 }
                 op_guarded_free(out);
             }
-            free(ids), free(data);
+            free(ids), free(given), free(picked), free(data);
         }
     }
 }

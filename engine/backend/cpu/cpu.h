@@ -34,6 +34,13 @@ struct tm_device {
 extern const tm_backend tm_backend_cpu;
 extern const tm_op_table tm_cpu_ops;
 
+/* The id of a token, which may be one that an earlier step chose. */
+static inline int32_t tm_embed_id(const tm_embed_args *a, int token)
+{
+    int32_t id = a->ids[token];
+    return id < 0 && a->picked ? a->picked[-1 - id] : id;
+}
+
 /* The reference, one entry per operator (ref_*.c). */
 tm_status tm_cpu_ref_embed(tm_device *dev, const tm_embed_args *a);
 tm_status tm_cpu_ref_norm(tm_device *dev, const tm_norm_args *a);

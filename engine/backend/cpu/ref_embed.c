@@ -10,7 +10,7 @@ tm_status tm_cpu_ref_embed(tm_device *dev, const tm_embed_args *a)
     int h = a->table->k;
     for (int t = 0; t < a->n_tokens; t++) {
         float *out = (float *)a->out + (size_t)t * (size_t)h;
-        int64_t row = (int64_t)a->ids[t] - a->v0;
+        int64_t row = (int64_t)tm_embed_id(a, t) - a->v0;
         bool here = row >= 0 && row < a->table->n;
         for (int i = 0; i < h; i++) {
             size_t at = here ? (size_t)row * (size_t)h + (size_t)i : 0;

@@ -178,7 +178,7 @@ static tm_status cuda_sync(tm_device *dev)
 {
     bind_thread(dev);
     if (dev->ranks)
-        return tm_ranks_wait(dev);
+        return tm_ranks_wait(dev, NULL);
     return TM_CUDA(dev, cudaStreamSynchronize(dev->ctx.stream));
 }
 
@@ -192,7 +192,7 @@ static tm_status cuda_download_async(tm_device *dev, void *host, const void *src
 static tm_status cuda_download(tm_device *dev, void *host, const void *src, size_t bytes)
 {
     if (dev->ranks)
-        TM_TRY(tm_ranks_wait(dev));
+        TM_TRY(tm_ranks_wait(dev, NULL));
     TM_TRY(cuda_download_async(dev, host, src, bytes));
     return cuda_sync(dev);
 }
@@ -240,6 +240,9 @@ static tm_status cuda_event_record(tm_device *dev, tm_dev_event *event)
 
 static tm_status cuda_event_wait(tm_device *dev, tm_dev_event *event)
 {
+    bind_thread(dev);
+    if (dev->ranks)
+        return tm_ranks_wait(dev, event->event);
     return TM_CUDA(dev, cudaEventSynchronize(event->event));
 }
 

@@ -1,6 +1,7 @@
 /* Row copies: the embedding and the rows whose logits are wanted. One block per output row.
  *
- * embed: out[t] = round(table[ids[t] - v0] * scale), zeros for ids of other ranks. Bytes moved per call:
+ * embed: out[t] = round(table[ids[t] - v0] * scale), zeros for ids of other ranks. An id that the step before chose is
+ * read where that step left it: so this one can be enqueued before it is known. Bytes moved per call:
  * T * h * (size of the table's dtype + 2). gather_rows: R * h * 4. Packs of 8 elements where h allows. */
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/vec.cuh"
@@ -12,11 +13,16 @@ constexpr int THREADS = 256;
 
 template <typename T, typename W, int V>
 __global__ void __launch_bounds__(THREADS)
-    embed_kernel(T *out, const int32_t *ids, const W *table, int rows, int h, int v0, float scale)
+    embed_kernel(T *out, const int32_t *ids, const int32_t *picked, const W *table, int rows, int h,
+                 int v0, float scale)
 {
     start_next();
     wait_previous();
-    const int id = ids[blockIdx.x] - v0, packs = h / V;
+    int id = ids[blockIdx.x];
+    if (id < 0 && picked)
+        id = picked[-1 - id];
+    id -= v0;
+    const int packs = h / V;
     const bool here = id >= 0 && id < rows;
     for (int i = threadIdx.x; i < packs; i += THREADS) {
         pack<T, V> o;
@@ -39,8 +45,8 @@ template <typename T, typename W> cudaError_t launch(const tm_embed_args *a, con
     const tm_weight *w = a->table;
     auto kernel = w->k % 8 == 0 ? embed_kernel<T, W, 8> : embed_kernel<T, W, 1>;
     return launch_kernel(c, kernel, dim3((unsigned)a->n_tokens), THREADS, 0,
-                         static_cast<T *>(a->out), a->ids, static_cast<const W *>(w->data), w->n,
-                         w->k, a->v0, a->scale);
+                         static_cast<T *>(a->out), a->ids, a->picked,
+                         static_cast<const W *>(w->data), w->n, w->k, a->v0, a->scale);
 }
 
 template <typename T> cudaError_t launch_table(const tm_embed_args *a, const tm_cuda_ctx *c)

@@ -475,7 +475,7 @@ static tm_status look_around(tm_device *dev)
     return TM_OK;
 }
 
-tm_status tm_ranks_wait(tm_device *dev)
+tm_status tm_ranks_wait(tm_device *dev, cudaEvent_t event)
 {
     tm_ranks *r = dev->ranks;
     int64_t begin = tm_clock_ns(), looked = begin, moved = begin;
@@ -483,7 +483,7 @@ tm_status tm_ranks_wait(tm_device *dev)
     if (r->lost)
         return TM_STATUS_UNAVAILABLE;
     for (;;) {
-        cudaError_t e = cudaStreamQuery(dev->ctx.stream);
+        cudaError_t e = event ? cudaEventQuery(event) : cudaStreamQuery(dev->ctx.stream);
         if (e != cudaErrorNotReady) {
             TM_TRY(TM_CUDA(dev, e));
             return check_words(dev);

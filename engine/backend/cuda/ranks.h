@@ -38,9 +38,9 @@ tm_status tm_ranks_join(tm_device *dev, tm_comm *comm, const tm_join_args *args,
                         tm_err *err);
 /* All ranks call it, or the group is lost. */
 void tm_ranks_leave(tm_device *dev);
-/* Waits for the device's stream, with an eye on the peers: UNAVAILABLE when one is gone or the device makes no
- * progress for the time of a step. */
-tm_status tm_ranks_wait(tm_device *dev);
+/* Waits for an event, or with NULL for all of the device's stream, with an eye on the peers: UNAVAILABLE when one is gone
+ * or the device makes no progress for the time of a step. */
+tm_status tm_ranks_wait(tm_device *dev, cudaEvent_t event);
 
 /* The way of a message, or TM_PEER_WAYS for NCCL. */
 tm_peer_way tm_ranks_way(const tm_ranks *r, size_t bytes);

@@ -53,7 +53,7 @@ static void embed_unit(void *arg, int thread, int unit)
     share_rows(r, unit, &t, &end);
     for (; t < end; t++) {
         float *out = (float *)a->out + (size_t)t * h;
-        int64_t row = (int64_t)a->ids[t] - a->v0;
+        int64_t row = (int64_t)tm_embed_id(a, t) - a->v0;
         if (row >= 0 && row < a->table->n)
             embed_row(a, row, out);
         else
