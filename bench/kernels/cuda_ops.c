@@ -1,5 +1,5 @@
-/* tm-bench-cuda [device]: the CUDA operators alone, as fractions of the read bandwidth in the same run. For sums over
- * ranks see cuda_allreduce.c.
+/* tm-bench-cuda [device [sample]]: the CUDA operators alone, or sampling alone, as fractions of the read bandwidth in the
+ * same run. For sums over ranks see cuda_allreduce.c.
  *
  * A case is recorded as a graph of many calls and replayed, so that launches cost what they cost in a decode step.
  * Weights rotate over more memory than any cache holds. Numbers are random: zeros flatter the matrix units. The
@@ -378,6 +378,125 @@ static void bench_rows(lab *l)
     }
 }
 
+/* Rows of logits like a language model's: a wide middle, and some tokens far above it. Sampling changes them, so each
+ * call gets a copy, whose time is taken off. */
+typedef struct sample_case {
+    const char *name;
+    tm_sample_row row;
+    bool copies_only;
+    int rows;
+    const float *logits;
+    float *x;
+    tm_sample_row *params;
+    tm_sample_edit *edits;
+    int32_t *out;
+} sample_case;
+
+enum { VOCAB = 128256, SAMPLE_ROWS = 256, SEEN = 1000 };
+
+static void sample_call(lab *l, int call, const void *arg)
+{
+    const sample_case *c = arg;
+    const tm_copy_args copy = {.out = c->x,
+                               .x = c->logits,
+                               .n_tokens = c->rows,
+                               .groups = 1,
+                               .cols = 2 * VOCAB,
+                               .ldo = 2 * VOCAB,
+                               .ldx = 2 * VOCAB};
+    const tm_sample_args a = {.out = c->out,
+                              .x = c->x,
+                              .rows = c->params,
+                              .edits = c->edits,
+                              .n_rows = c->rows,
+                              .n = VOCAB};
+    (void)call;
+    must(l->b->ops->copy(l->dev, &copy), "copy");
+    if (!c->copies_only)
+        must(l->b->ops->sample(l->dev, &a), "sample");
+}
+
+static float *draw_logits(void)
+{
+    float *x = malloc((size_t)SAMPLE_ROWS * VOCAB * sizeof *x);
+    uint64_t r = 88172645463325252u;
+    TM_ASSERT(x);
+    for (size_t i = 0; i < (size_t)SAMPLE_ROWS * VOCAB; i++) {
+        int sum = 0;
+        r = r * 6364136223846793005u + 1442695040888963407u;
+        for (int k = 0; k < 6; k++)
+            sum += (int)(r >> (16 + 8 * k) & 0xff);
+        x[i] = ((float)sum - 765.0f) / 181.0f * 2.5f;
+        if (r >> 16 & 0xfff)
+            continue;
+        x[i] = 8.0f + (float)(r >> 32 & 0xff) / 18.0f;
+    }
+    return x;
+}
+
+static void bench_sample_case(lab *l, sample_case *c)
+{
+    static const int rows[] = {1, 8, 64, SAMPLE_ROWS};
+    tm_sample_row params[SAMPLE_ROWS];
+    printf("sample %-22s", c->name);
+    for (int i = 0; i < SAMPLE_ROWS; i++) {
+        params[i] = c->row;
+        params[i].first_edit = i * SEEN;
+        params[i].uniform = (uint64_t)i * 0x9E3779B97F4A7C15u;
+    }
+    must(l->b->dev->upload(l->dev, c->params, params, sizeof params), "copy");
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        c->rows = rows[i];
+        c->copies_only = true;
+        double copies = time_calls(l, sample_call, c, 8);
+        c->copies_only = false;
+        printf("  R=%-3d %7.1f us", c->rows, (time_calls(l, sample_call, c, 8) - copies) * 1e6);
+    }
+    printf("\n");
+}
+
+static void bench_sample(lab *l)
+{
+    static const struct {
+        const char *name;
+        tm_sample_row row;
+    } cases[] = {
+        {"greedy", {.logprobs = 0}},
+        {"temperature 1", {.scale = 1}},
+        {"temperature 0.7", {.scale = 1 / 0.7f}},
+        {"top-p 0.9", {.scale = 1, .top_p = (uint64_t)(0.9 * 0x1p64)}},
+        {"top-k 50", {.scale = 1, .top_k = 50}},
+        {"top-k 50, penalties",
+         {.scale = 1, .top_k = 50, .n_seen = SEEN, .repetition = 1.1f, .presence = 0.5f}},
+        {"min-p 0.05", {.scale = 1, .min_p = 0.05f}},
+        {"hot, top-p 0.9", {.scale = 0.2f, .top_p = (uint64_t)(0.9 * 0x1p64)}},
+    };
+    size_t bytes = (size_t)SAMPLE_ROWS * VOCAB * sizeof(float);
+    tm_sample_edit *edits = malloc((size_t)SAMPLE_ROWS * SEEN * sizeof *edits);
+    float *logits = draw_logits(), *x = take(l, 2 * bytes);
+    TM_ASSERT(edits);
+    for (int i = 0; i < SAMPLE_ROWS * SEEN; i++)
+        edits[i] = (tm_sample_edit){i % SEEN * 127, 1.0f};
+    must(l->b->dev->upload(l->dev, x, logits, bytes), "copy");
+    must(l->b->dev->upload(l->dev, l->x, edits, (size_t)SAMPLE_ROWS * SEEN * sizeof *edits),
+         "copy");
+    for (size_t i = 0; i < TM_ARRAY_LEN(cases); i++) {
+        sample_case c = {.name = cases[i].name,
+                         .row = cases[i].row,
+                         .logits = x,
+                         .x = x + (size_t)SAMPLE_ROWS * VOCAB,
+                         .params = l->more,
+                         .edits = l->x,
+                         .out = l->out};
+        bench_sample_case(l, &c);
+    }
+    l->b->dev->free(l->dev, x);
+    fill(l, l->x, (size_t)SAMPLE_ROWS * SEEN * sizeof *edits);
+    fill(l, l->more, SAMPLE_ROWS * sizeof(tm_sample_row));
+    free(edits);
+    free(logits);
+}
+
 /* A decode step's layers as the model enqueues them; parts can be left out to see what they cost. */
 typedef struct layer_case {
     int tokens;
@@ -480,6 +599,7 @@ static void bench_layers(lab *l)
 
 int main(int argc, char **argv)
 {
+    bool only_sample = argc > 2 && strcmp(argv[2], "sample") == 0;
     if (argc > 1 && strcmp(argv[1], "allreduce") == 0)
         return bench_allreduce(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 15);
     lab l = {.b = tm_backend_find("cuda"), .pool_bytes = (size_t)4 << 30};
@@ -498,6 +618,11 @@ int main(int argc, char **argv)
     fill(&l, l.x, (size_t)TOKENS_MAX * 28672 * 2);
     fill(&l, l.more, (size_t)TOKENS_MAX * 28672 * 2);
     printf("%s: reads %.2f TB/s\n", l.b->dev->describe(l.dev), l.read_rate * 1e-12);
+    bench_sample(&l);
+    if (only_sample) {
+        l.b->dev->close(l.dev);
+        return 0;
+    }
     bench_layers(&l);
     bench_rows(&l);
     bench_attention(&l);

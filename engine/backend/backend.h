@@ -264,6 +264,54 @@ typedef struct tm_argmax_args {
     int v0; /* argmax_ranks */
 } tm_argmax_args;
 
+/* A token whose logit is changed before sampling. */
+typedef struct tm_sample_edit {
+    int32_t token;
+    float value; /* see tm_sample_row; afterwards undefined */
+} tm_sample_edit;
+
+/* How one row is sampled: engine/sample/sampler.h has the order of the filters, which is also the field order here.
+ * Fractions are of 2^64. All zero: the largest logit. */
+typedef struct tm_sample_row {
+    /* edits[first_edit..]: n_seen distinct tokens of the sequence, value times generated; then n_bias distinct tokens
+     * with an addend; then n_banned tokens that cannot be drawn. */
+    int32_t first_edit, n_seen, n_bias, n_banned;
+    float repetition, presence, frequency;
+    float scale;      /* 1 / temperature; 0: the largest logit, what follows is not looked at */
+    int32_t top_k;    /* 0: off */
+    float min_p;      /* 0: off */
+    uint64_t top_p;   /* a fraction; 0: off */
+    uint64_t uniform; /* a fraction: where in the cumulative distribution the token is */
+    int32_t
+        logprobs; /* 0: the row gets no detail; else one more than how many of the best logits it lists */
+    int32_t pad;
+} tm_sample_row;
+
+/* Best logits of one row that the device lists at most; whoever wants more takes the row. */
+#define TM_SAMPLE_TOP_MAX 20
+
+/* Of the row before edits: what log-probabilities are computed from. */
+typedef struct tm_sample_detail {
+    uint64_t mass;     /* of exp(x - max), see engine/sample/mass.h */
+    float max, logit;  /* the largest; the token's */
+    int32_t top_count; /* fewer than asked for in a short row */
+    int32_t top_ids[TM_SAMPLE_TOP_MAX];
+    float top_logits[TM_SAMPLE_TOP_MAX];
+    int32_t pad;
+} tm_sample_detail;
+
+/* out[R] = the token of each row of x [R, n] f32, the one that tm_sampler_draw chooses, bit for bit; -1 when the row has
+ * no finite maximum. x and edits are undefined afterwards. */
+typedef struct tm_sample_args {
+    int32_t *out;
+    tm_sample_detail *details; /* [R], written where rows want it; NULL: none does */
+    float *x;
+    const tm_sample_row *rows; /* [R] */
+    tm_sample_edit *edits;
+    int n_rows, n;
+    int ld; /* row stride of x; 0: n */
+} tm_sample_args;
+
 /* x[n] = its sum over the ranks, in the activations' dtype or f32. */
 typedef struct tm_sum_args {
     void *x;
@@ -385,6 +433,7 @@ typedef struct tm_op_table {
     tm_status (*argmax_ranks)(tm_device *dev, const tm_argmax_args *a);
     /* What `linear` does group by group, in one. */
     tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
+    tm_status (*sample)(tm_device *dev, const tm_sample_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {

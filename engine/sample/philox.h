@@ -26,13 +26,19 @@ static inline void tm_philox4x32(const uint32_t counter[4], const uint32_t key[2
     out[3] = c3;
 }
 
-/* Uniform in [0, 1) with 53 bits, for (seed, choice, position of the generated token). */
-static inline double tm_philox_uniform(uint64_t seed, uint32_t choice, uint32_t position)
+/* 53 random bits for (seed, choice, position of the generated token). */
+static inline uint64_t tm_philox_bits(uint64_t seed, uint32_t choice, uint32_t position)
 {
     uint32_t counter[4] = {position, choice, 0, 0}, out[4];
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     tm_philox4x32(counter, key, out);
-    return ((double)(out[0] >> 5) * 67108864.0 + (double)(out[1] >> 6)) / 9007199254740992.0;
+    return (uint64_t)(out[0] >> 5) << 26 | out[1] >> 6;
+}
+
+/* The same as a uniform number in [0, 1). */
+static inline double tm_philox_uniform(uint64_t seed, uint32_t choice, uint32_t position)
+{
+    return (double)tm_philox_bits(seed, choice, position) / 9007199254740992.0;
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "engine/sample/mass.h"
 #include "engine/sample/row_ops.h"
 
 static const tm_row_ops *ops(void)
@@ -51,15 +52,20 @@ float tm_row_exp(float x)
     return ops()->exp(x);
 }
 
-double tm_row_weights(const float *x, int n, float max, float scale, float *w, float *block_sum,
-                      float *block_max)
+uint64_t tm_row_weights(const float *x, int n, float max, float scale, float *w,
+                        uint64_t *block_mass, float *block_max)
 {
-    return ops()->weights(x, n, max, scale, w, block_sum, block_max);
+    return ops()->weights(x, n, max, scale, w, block_mass, block_max);
+}
+
+double tm_row_lse_of(float max, uint64_t mass)
+{
+    return (double)max + log((double)mass * TM_MASS_VALUE);
 }
 
 double tm_row_lse(const float *x, int n, float max)
 {
-    return (double)max + log(ops()->sum_exp(x, n, max));
+    return tm_row_lse_of(max, ops()->mass_exp(x, n, max));
 }
 
 /* Puts (id, value) into the sorted list, which holds *have <= k entries. */
@@ -102,7 +108,7 @@ static inline uint32_t bits_of(float w)
 
 typedef struct histogram {
     int count[RADIX_BINS];
-    double mass[RADIX_BINS];
+    uint64_t mass[RADIX_BINS];
 } histogram;
 
 static inline int bin_of(float w, int shift)
@@ -116,7 +122,7 @@ static void count_bins(const float *w, int n, int shift, histogram *h)
     for (int i = 0; i < n; i++) {
         int bin = bin_of(w[i], shift);
         h->count[bin]++;
-        h->mass[bin] += (double)w[i];
+        h->mass[bin] += tm_mass_of(w[i]);
     }
 }
 
@@ -132,34 +138,28 @@ static int keep_bin(const float *w, int n, int shift, int bin, float *out)
     return kept;
 }
 
-/* Goes down the bins until count or mass is reached; what lies above is added to *count and *mass. When rounding
- * keeps the target out of reach, the lowest filled bin it is. */
-static int find_bin(const histogram *h, int want_count, double want_mass, int *count, double *mass)
+/* Goes down the bins until count or mass is reached; what lies above is added to *count and *mass. */
+static int find_bin(const histogram *h, int want_count, uint64_t want_mass, int *count,
+                    uint64_t *mass)
 {
-    int last = -1, last_count = 0;
-    double last_mass = 0.0;
     for (int bin = RADIX_BINS - 1; bin >= 0; bin--) {
         if (!h->count[bin])
             continue;
-        last = bin;
-        last_count = *count;
-        last_mass = *mass;
         if (*count + h->count[bin] >= want_count || *mass + h->mass[bin] >= want_mass)
             return bin;
         *count += h->count[bin];
         *mass += h->mass[bin];
     }
-    *count = last_count;
-    *mass = last_mass;
-    return last;
+    return -1;
 }
 
-static tm_row_cut cut(const float *w, int n, int want_count, double want_mass, float *scratch)
+/* One of the two is within what the values have. */
+static tm_row_cut cut(const float *w, int n, int want_count, uint64_t want_mass, float *scratch)
 {
     histogram h;
     uint32_t bits = 0;
     int count = 0;
-    double mass = 0.0;
+    uint64_t mass = 0;
     for (int shift = 2 * RADIX_BITS; shift >= 0; shift -= RADIX_BITS) {
         count_bins(w, n, shift, &h);
         int bin = find_bin(&h, want_count, want_mass, &count, &mass);
@@ -170,18 +170,19 @@ static tm_row_cut cut(const float *w, int n, int want_count, double want_mass, f
     }
     tm_row_cut c;
     memcpy(&c.least, &bits, sizeof(c.least));
-    double by_mass = c.least > 0.0f ? ceil((want_mass - mass) / (double)c.least) : (double)n;
-    double ties = TM_MIN((double)(want_count - count), by_mass);
-    c.ties = ties < 1.0 ? 1 : ties > (double)n ? n : (int)ties;
+    uint64_t each = tm_mass_of(c.least), ties = (uint64_t)(want_count - count);
+    if (each > 0)
+        ties = TM_MIN(ties, (want_mass - mass + each - 1) / each);
+    c.ties = (int)TM_MIN(ties, (uint64_t)n);
     return c;
 }
 
 tm_row_cut tm_row_cut_count(const float *w, int n, int k, float *scratch)
 {
-    return cut(w, n, TM_MAX(k, 1), INFINITY, scratch);
+    return cut(w, n, TM_MIN(TM_MAX(k, 1), n), UINT64_MAX / 2, scratch);
 }
 
-tm_row_cut tm_row_cut_mass(const float *w, int n, double mass, float *scratch)
+tm_row_cut tm_row_cut_mass(const float *w, int n, uint64_t mass, float *scratch)
 {
     return cut(w, n, n + 1, mass, scratch);
 }

@@ -1,7 +1,7 @@
 /* Loops over one row of V logits or weights: pure leaf functions that allocate nothing. The results do not
  * depend on the processor's register width.
  *
- * A row is looked at in blocks of TM_ROW_BLOCK values: the per-block sums and maxima of the weights let later passes
+ * A row is looked at in blocks of TM_ROW_BLOCK values: the per-block masses and maxima of the weights let later passes
  * skip almost everything. */
 #ifndef TM_ENGINE_SAMPLE_ROW_H
 #define TM_ENGINE_SAMPLE_ROW_H
@@ -20,11 +20,14 @@ int tm_row_argmax(const float *x, int n, float *max);
 /* exp(x), relative error below 3e-7, for x <= 0; 0 below -87 and for NaN. */
 float tm_row_exp(float x);
 
-/* w[i] = exp((x[i] - max) * scale); sums and maxima by block; returns the sum. Blocks: ceil(n / TM_ROW_BLOCK). */
-double tm_row_weights(const float *x, int n, float max, float scale, float *w, float *block_sum,
-                      float *block_max);
+/* w[i] = exp((x[i] - max) * scale); masses (mass.h) and maxima by block; returns the mass of all. Blocks:
+ * ceil(n / TM_ROW_BLOCK). */
+uint64_t tm_row_weights(const float *x, int n, float max, float scale, float *w,
+                        uint64_t *block_mass, float *block_max);
 /* ln(sum of exp(x)), with max = tm_row_max(x). */
 double tm_row_lse(const float *x, int n, float max);
+/* The same of max and the mass of the row's weights at scale 1. */
+double tm_row_lse_of(float max, uint64_t mass);
 
 /* The k largest values of the row, largest first, lowest index first among equals. Returns how many: less than k for
  * a shorter row; NaNs are left out. */
@@ -39,7 +42,7 @@ typedef struct tm_row_cut {
 
 /* The k first ones (all, when there are fewer). Weights are in [0, 1]; scratch [n]. */
 tm_row_cut tm_row_cut_count(const float *w, int n, int k, float *scratch);
-/* The shortest leading part whose sum reaches mass; at least one. */
-tm_row_cut tm_row_cut_mass(const float *w, int n, double mass, float *scratch);
+/* The shortest leading part whose mass reaches `mass`, which is at least 1 and at most that of all. */
+tm_row_cut tm_row_cut_mass(const float *w, int n, uint64_t mass, float *scratch);
 
 #endif

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "engine/sample/mass.h"
 #include "engine/sample/philox.h"
 #include "engine/sample/row.h"
 #include "engine/sample/seen.h"
@@ -33,7 +34,8 @@ struct tm_sample_space {
     float *spare;  /* [V] for the cuts */
     float *cand_w; /* [V] candidates in id order */
     int32_t *cand_id;
-    float *block_sum, *block_max; /* [blocks] */
+    uint64_t *block_mass; /* [blocks] */
+    float *block_max;
     int32_t top_ids[TM_LOGPROBS_MAX];
     float top_values[TM_LOGPROBS_MAX];
 };
@@ -80,6 +82,27 @@ static tm_status replay(tm_sampler *s, const tm_sampler_opts *o)
     return TM_OK;
 }
 
+static int by_token(const void *a, const void *b)
+{
+    const tm_logit_bias *x = a, *y = b;
+    if (x->token != y->token)
+        return x->token < y->token ? -1 : 1;
+    return (x->bias > y->bias) - (x->bias < y->bias);
+}
+
+/* One entry for each token. */
+static void merge_bias(tm_sampler *s)
+{
+    size_t n = 0;
+    qsort(s->bias, s->p.logit_bias_count, sizeof(*s->bias), by_token);
+    for (size_t i = 0; i < s->p.logit_bias_count; i++)
+        if (n > 0 && s->bias[n - 1].token == s->bias[i].token)
+            s->bias[n - 1].bias += s->bias[i].bias;
+        else
+            s->bias[n++] = s->bias[i];
+    s->p.logit_bias_count = n;
+}
+
 tm_status tm_sampler_create(tm_sampler **out, const tm_sampler_opts *o, tm_err *err)
 {
     tm_sampler *s = calloc(1, sizeof(*s));
@@ -102,6 +125,7 @@ tm_status tm_sampler_create(tm_sampler **out, const tm_sampler_opts *o, tm_err *
     if (p->logit_bias_count)
         memcpy(s->bias, p->logit_bias, p->logit_bias_count * sizeof(*s->bias));
     s->p.logit_bias = s->bias;
+    merge_bias(s);
     for (int i = 0; i < o->stop_count; i++)
         if (o->stop_ids[i] >= 0 && o->stop_ids[i] < o->vocab)
             s->stop_ids[s->stop_count++] = o->stop_ids[i];
@@ -143,9 +167,9 @@ tm_status tm_sample_space_create(tm_sample_space **out, int vocab, tm_err *err)
     sp->spare = malloc(v * sizeof(float));
     sp->cand_w = malloc(v * sizeof(float));
     sp->cand_id = malloc(v * sizeof(int32_t));
-    sp->block_sum = malloc(blocks * sizeof(float));
+    sp->block_mass = malloc(blocks * sizeof(*sp->block_mass));
     sp->block_max = malloc(blocks * sizeof(float));
-    if (!sp->raw || !sp->w || !sp->spare || !sp->cand_w || !sp->cand_id || !sp->block_sum ||
+    if (!sp->raw || !sp->w || !sp->spare || !sp->cand_w || !sp->cand_id || !sp->block_mass ||
         !sp->block_max) {
         tm_sample_space_destroy(sp);
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory to sample from %d logits", vocab);
@@ -163,7 +187,7 @@ void tm_sample_space_destroy(tm_sample_space *sp)
     free(sp->spare);
     free(sp->cand_w);
     free(sp->cand_id);
-    free(sp->block_sum);
+    free(sp->block_mass);
     free(sp->block_max);
     free(sp);
 }
@@ -233,88 +257,94 @@ static int apply_cut(tm_sample_space *sp, int n, tm_row_cut cut)
     return kept;
 }
 
-static double sum_of(const float *w, int n)
+static uint64_t mass_of(const float *w, int n)
 {
-    double sum = 0.0;
+    uint64_t mass = 0;
     for (int i = 0; i < n; i++)
-        sum += (double)w[i];
-    return sum;
+        mass += tm_mass_of(w[i]);
+    return mass;
 }
 
 /* A weight below which no survivor of top-k and top-p lies.
  * top-k: k blocks have a maximum of at least the k-th largest block maximum, hence so have k tokens.
  * top-p: all tokens below (1 - p) * total / V together weigh less than what top-p leaves out; half of it
  * covers rounding. Valid only when top-k does not change the total. */
-static float candidate_floor(const tm_sampler *s, const tm_sample_space *sp, double total)
+static float candidate_floor(const tm_sampler *s, const tm_sample_space *sp, uint64_t total)
 {
     float floor = 0.0f;
     if (s->p.top_k > 0 && s->p.top_k <= sp->blocks)
         floor = tm_row_cut_count(sp->block_max, sp->blocks, s->p.top_k, sp->spare).least;
     else if (s->p.top_k == 0 && s->p.top_p < 1.0f)
-        floor = (float)(0.5 * (1.0 - (double)s->p.top_p) * total / sp->vocab);
+        floor =
+            (float)(0.5 * (1.0 - (double)s->p.top_p) * (double)total * TM_MASS_VALUE / sp->vocab);
     else if (s->p.top_k == 0)
         floor = s->p.min_p;
     return floor;
 }
 
-static int filter(const tm_sampler *s, tm_sample_space *sp, double total)
+/* Fractions of 2^64. top_p is between 0 and 1. */
+static uint64_t top_p_fraction(const tm_sampler *s)
+{
+    uint64_t p = (uint64_t)((double)s->p.top_p * 0x1p64);
+    return p > 0 ? p : 1;
+}
+
+static uint64_t uniform_fraction(const tm_sampler *s, int position)
+{
+    return tm_philox_bits(s->p.seed, s->p.choice, (uint32_t)position) << 11;
+}
+
+static int filter(const tm_sampler *s, tm_sample_space *sp, uint64_t total)
 {
     int n = gather(sp, candidate_floor(s, sp, total));
     if (s->p.top_k > 0) {
         if (s->p.top_k < n)
             n = apply_cut(sp, n, tm_row_cut_count(sp->cand_w, n, s->p.top_k, sp->spare));
-        total = sum_of(sp->cand_w, n);
+        total = mass_of(sp->cand_w, n);
     }
-    if (s->p.top_p < 1.0f)
-        n = apply_cut(sp, n, tm_row_cut_mass(sp->cand_w, n, (double)s->p.top_p * total, sp->spare));
+    if (s->p.top_p < 1.0f) {
+        uint64_t mass = tm_mass_reached(total, top_p_fraction(s));
+        n = apply_cut(sp, n, tm_row_cut_mass(sp->cand_w, n, mass, sp->spare));
+    }
     if (s->p.min_p > 0.0f) /* the largest weight is 1 */
         n = apply_cut(sp, n, (tm_row_cut){s->p.min_p, n});
     return n;
 }
 
-/* The first index where the running sum passes u * total; rounding at the end falls back to the last
- * positive weight. */
-static int walk(const float *w, int n, double target, double *passed)
+/* The first index where the running mass is more than target, which is less than that of all. */
+static int walk(const float *w, int n, uint64_t target, uint64_t passed)
 {
-    int last = -1;
     for (int i = 0; i < n; i++) {
-        if (!(w[i] > 0.0f))
-            continue;
-        last = i;
-        *passed += (double)w[i];
-        if (*passed > target)
-            break;
+        passed += tm_mass_of(w[i]);
+        if (passed > target)
+            return i;
     }
-    return last;
+    TM_ASSERT(!"the masses of a row and of its parts differ");
+    return -1;
 }
 
-static int32_t draw_plain(const tm_sample_space *sp, double target)
+static int32_t draw_plain(const tm_sample_space *sp, uint64_t target)
 {
-    double passed = 0.0;
-    int b = 0, last = 0;
-    for (; b < sp->blocks; b++) {
-        if (!(sp->block_sum[b] > 0.0f))
-            continue;
-        last = b;
-        if (passed + (double)sp->block_sum[b] > target)
-            break;
-        passed += (double)sp->block_sum[b];
-    }
-    int from = last * TM_ROW_BLOCK;
-    return from + walk(sp->w + from, TM_MIN(TM_ROW_BLOCK, sp->vocab - from), target, &passed);
+    uint64_t passed = 0;
+    int b = 0;
+    while (passed + sp->block_mass[b] <= target)
+        passed += sp->block_mass[b++];
+    int from = b * TM_ROW_BLOCK;
+    return from + walk(sp->w + from, TM_MIN(TM_ROW_BLOCK, sp->vocab - from), target, passed);
 }
 
 static int32_t draw(const tm_sampler *s, tm_sample_space *sp, const float *row, float max,
                     int position)
 {
-    double total = tm_row_weights(row, sp->vocab, max, 1.0f / s->p.temperature, sp->w,
-                                  sp->block_sum, sp->block_max);
-    double u = tm_philox_uniform(s->p.seed, s->p.choice, (uint32_t)position);
+    uint64_t total = tm_row_weights(row, sp->vocab, max, 1.0f / s->p.temperature, sp->w,
+                                    sp->block_mass, sp->block_max);
+    uint64_t u = uniform_fraction(s, position);
+    bool exact;
     if (s->p.top_k == 0 && s->p.top_p >= 1.0f && s->p.min_p <= 0.0f)
-        return draw_plain(sp, u * total);
+        return draw_plain(sp, tm_mass_part(total, u, &exact));
     int n = filter(s, sp, total);
-    double passed = 0.0;
-    return sp->cand_id[walk(sp->cand_w, n, u * sum_of(sp->cand_w, n), &passed)];
+    total = mass_of(sp->cand_w, n);
+    return sp->cand_id[walk(sp->cand_w, n, tm_mass_part(total, u, &exact), 0)];
 }
 
 /* Penalties, bias and masked stop ids into the row; the index of its maximum. */
@@ -348,4 +378,56 @@ tm_status tm_sampler_draw(tm_sampler *s, tm_sample_space *sp, float *row, int po
         TM_TRY(tm_logprobs_of(sp, raw, chosen, s->p.logprobs, lp));
     *token = chosen;
     return TM_OK;
+}
+
+static void put_edits(const tm_sampler *s, bool mask, tm_sample_row *row, tm_sample_edit *to)
+{
+    row->n_seen = s->penalties ? s->seen.count : 0;
+    row->n_bias = (int32_t)s->p.logit_bias_count;
+    row->n_banned = mask ? s->stop_count : 0;
+    for (int i = 0; i < row->n_seen; i++)
+        *to++ = (tm_sample_edit){s->seen.list[i].token, (float)s->seen.list[i].generated};
+    for (int i = 0; i < row->n_bias; i++)
+        *to++ = (tm_sample_edit){s->bias[i].token, s->bias[i].bias};
+    for (int i = 0; i < row->n_banned; i++)
+        *to++ = (tm_sample_edit){s->stop_ids[i], 0.0f};
+}
+
+bool tm_sampler_device_row(const tm_sampler *s, int position, tm_sample_row *row,
+                           tm_sample_edit *edits, int room, int *count)
+{
+    const tm_sampling *p = &s->p;
+    bool mask = position < p->min_tokens && s->stop_count > 0;
+    size_t n = (s->penalties ? (size_t)s->seen.count : 0) + p->logit_bias_count +
+               (mask ? (size_t)s->stop_count : 0);
+    if (p->logprobs > TM_SAMPLE_TOP_MAX || n > (size_t)(room - *count))
+        return false;
+    *row = (tm_sample_row){.first_edit = *count,
+                           .repetition = p->repetition_penalty,
+                           .presence = p->presence_penalty,
+                           .frequency = p->frequency_penalty,
+                           .logprobs = p->logprobs + 1};
+    put_edits(s, mask, row, edits + *count);
+    *count += (int)n;
+    if (s->greedy)
+        return true;
+    row->scale = 1.0f / p->temperature;
+    row->top_k = p->top_k;
+    row->min_p = p->min_p;
+    row->top_p = p->top_p < 1.0f ? top_p_fraction(s) : 0;
+    row->uniform = uniform_fraction(s, position);
+    return true;
+}
+
+void tm_logprobs_of_detail(tm_sample_space *sp, const tm_sample_detail *d, tm_logprobs *lp)
+{
+    double lse = tm_row_lse_of(d->max, d->mass);
+    for (int i = 0; i < d->top_count; i++) {
+        sp->top_ids[i] = d->top_ids[i];
+        sp->top_values[i] = (float)((double)d->top_logits[i] - lse);
+    }
+    *lp = (tm_logprobs){.logprob = (float)((double)d->logit - lse),
+                        .top_count = d->top_count,
+                        .top_ids = sp->top_ids,
+                        .top_logprobs = sp->top_values};
 }

@@ -21,6 +21,7 @@
 
 #include "common/sampling.h"
 #include "common/status.h"
+#include "engine/backend/backend.h"
 
 /* Best log-probabilities that one position may ask for. */
 #define TM_LOGPROBS_MAX 256
@@ -31,7 +32,7 @@ typedef struct tm_sample_space tm_sample_space;
 /* INVALID names the parameter that is out of range. */
 tm_status tm_sampling_check(const tm_sampling *p, int vocab, tm_err *err);
 
-/* Copies params, the bias list and the stop ids (which cannot be drawn before min_tokens). The tokens known
+/* Copies params, the bias list (what one token has several times is added up) and the stop ids (which cannot be drawn before min_tokens). The tokens known
  * now are replayed: prompt, then those already generated. */
 typedef struct tm_sampler_opts {
     const tm_sampling *params; /* checked */
@@ -69,5 +70,14 @@ tm_status tm_logprobs_of(tm_sample_space *sp, const float *row, int32_t token, i
  * the model's output is broken. */
 tm_status tm_sampler_draw(tm_sampler *s, tm_sample_space *sp, float *row, int position,
                           int32_t *token, tm_logprobs *lp);
+
+/* ---- the same on a device that has the operator `sample` ---- */
+
+/* The draw at `position` as the operator's parameters; edits [room], of which *count are taken, get the row's. False,
+ * with nothing changed, when the device cannot do it: it lists fewer of the best, or the edits have no room. */
+bool tm_sampler_device_row(const tm_sampler *s, int position, tm_sample_row *row,
+                           tm_sample_edit *edits, int room, int *count);
+/* What tm_sampler_draw would have put into lp. */
+void tm_logprobs_of_detail(tm_sample_space *sp, const tm_sample_detail *d, tm_logprobs *lp);
 
 #endif

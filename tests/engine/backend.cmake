@@ -28,6 +28,14 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMOCKA_FOUND)
   target_compile_options(op_vmath_avx512_kernels PRIVATE -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 endif()
 
+# Sampling on the device against the sampler of the engine.
+if(TM_HAVE_CUDA)
+  tm_test(op_cuda_sample_test SOURCES op_cuda_sample_test.c op_cuda.c op_test.c LIBS tm_engine tm_backend m)
+endif()
+if(TARGET tm_cuda_emu)
+  tm_test(op_cuda_sample_emu_test SOURCES op_cuda_sample_test.c op_cuda.c op_test.c LIBS tm_cuda_emu tm_engine tm_backend m TIMEOUT 300)
+endif()
+
 # Starts itself under mpirun, one rank a device; on the emulator, and on GPUs where there are some.
 if(MPI_C_FOUND)
   set(device_comm)

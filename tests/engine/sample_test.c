@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "common/check.h"
+#include "engine/sample/mass.h"
 #include "engine/sample/philox.h"
 #include "engine/sample/row.h"
 #include "engine/sample/sampler.h"
@@ -63,24 +64,28 @@ static void test_widths(void **state)
         skip();
     rng r = {rng_seed("widths", 8)};
     enum { N = 1000 };
-    float x[N], wa[N], wb[N], sa[N], sb[N], ma[N], mb[N];
+    float x[N], wa[N], wb[N], ma[N], mb[N];
+    uint64_t sa[N], sb[N];
     for (int round = 0; round < 300; round++) {
         int n = rng_between(&r, 1, N);
         size_t bytes = (size_t)n * sizeof(*x);
-        size_t blocks = ((size_t)n + TM_ROW_BLOCK - 1) / TM_ROW_BLOCK * sizeof(*x);
+        size_t blocks = ((size_t)n + TM_ROW_BLOCK - 1) / TM_ROW_BLOCK;
         for (int i = 0; i < n; i++)
             x[i] = (float)(60.0 * rng_unit(&r) - 30.0);
         x[rng_below(&r, n)] = round % 2 ? -INFINITY : NAN;
         float max = tm_row_base.max(x, n);
         assert_true(max == tm_row_avx2.max(x, n) || n == 1);
         float scale = (float)(0.2 + 2.0 * rng_unit(&r));
-        double ta = tm_row_base.weights(x, n, max, scale, wa, sa, ma);
-        double tb = tm_row_avx2.weights(x, n, max, scale, wb, sb, mb);
+        uint64_t ta = tm_row_base.weights(x, n, max, scale, wa, sa, ma), sum = 0;
+        for (int i = 0; i < n; i++)
+            sum += tm_mass_of(wa[i]);
+        assert_true(sum == ta);
+        uint64_t tb = tm_row_avx2.weights(x, n, max, scale, wb, sb, mb);
         assert_true(ta == tb);
         assert_memory_equal(wa, wb, bytes);
-        assert_memory_equal(sa, sb, blocks);
-        assert_memory_equal(ma, mb, blocks);
-        assert_true(tm_row_base.sum_exp(x, n, max) == tm_row_avx2.sum_exp(x, n, max));
+        assert_memory_equal(sa, sb, blocks * sizeof(*sa));
+        assert_memory_equal(ma, mb, blocks * sizeof(*ma));
+        assert_true(tm_row_base.mass_exp(x, n, max) == tm_row_avx2.mass_exp(x, n, max));
     }
 #else
     skip();

@@ -51,6 +51,7 @@ cudaError_t tm_cuda_moe_route_launch(const tm_moe_route_args *a, const tm_cuda_c
 cudaError_t tm_cuda_moe_experts_launch(const tm_moe_experts_args *a, const tm_cuda_ctx *c);
 size_t tm_cuda_moe_work_bytes(const tm_moe_experts_args *a);
 cudaError_t tm_cuda_argmax_launch(const tm_argmax_args *a, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_sample_launch(const tm_sample_args *a, const tm_cuda_ctx *c);
 
 /* True when the kernel of few tokens takes the shape: at most 8 tokens, K a multiple of 64. */
 bool tm_cuda_skinny_fits(const tm_weight *w, int n_tokens, int ldx, const tm_cuda_ctx *c);

@@ -82,6 +82,11 @@ static tm_status op_argmax(tm_device *dev, const tm_argmax_args *a)
     return TM_CUDA(dev, tm_cuda_argmax_launch(a, &dev->ctx));
 }
 
+static tm_status op_sample(tm_device *dev, const tm_sample_args *a)
+{
+    return TM_CUDA(dev, tm_cuda_sample_launch(a, &dev->ctx));
+}
+
 static tm_status gemm(tm_device *dev, const tm_linear_args *a)
 {
     if (a->w->bias)
@@ -226,4 +231,5 @@ const tm_op_table tm_cuda_ops = {
     .gather_cols = tm_cuda_op_gather_cols,
     .argmax_ranks = tm_cuda_op_argmax_ranks,
     .linear_heads = op_linear_heads,
+    .sample = op_sample,
 };

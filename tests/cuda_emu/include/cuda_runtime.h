@@ -163,6 +163,14 @@ inline float __fadd_rn(float a, float b)
 {
     return a + b;
 }
+inline float __fsub_rn(float a, float b)
+{
+    return a - b;
+}
+inline float __fdiv_rn(float a, float b)
+{
+    return a / b;
+}
 inline float __fmul_rn(float a, float b)
 {
     return a * b;
@@ -174,6 +182,11 @@ inline float __fmaf_rn(float a, float b, float c)
 inline float __saturatef(float x)
 {
     return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f;
+}
+
+inline unsigned long long __float2ull_rn(float x)
+{
+    return (unsigned long long)llrintf(x);
 }
 
 /* ---- bits ---- */
@@ -216,6 +229,10 @@ inline int __clz(int v)
 inline int __clzll(long long v)
 {
     return v ? __builtin_clzll((unsigned long long)v) : 64;
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
+{
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
 inline int __ffs(int v)
 {
