@@ -20,6 +20,8 @@ int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **
 /* On a GPU: decode and prefill as shares of what its memory and its matrix units reach. model NULL: the shape in
  * o->local.shape. */
 int tm_bench_device(const char *model, const tm_bench_opts *o, int argc, char **argv);
+/* Seconds from the start to a ready engine and to the first token. */
+int tm_bench_load(const char *model, const tm_bench_opts *o, int argc, char **argv);
 int tm_bench_http(const char *url, const tm_bench_opts *o);
 
 #endif

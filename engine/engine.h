@@ -44,6 +44,7 @@ typedef struct tm_engine_info {
     int block_tokens, blocks_total;
     size_t kv_bytes;
     int max_batch_size, max_prefill_token_num, queue_max;
+    double kv_seconds, open_seconds; /* of the KV pool, of opening in all; see also model.times */
 } tm_engine_info;
 
 typedef struct tm_request {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "engine/engine_impl.h"
 
@@ -68,16 +69,34 @@ static tm_status agree_blocks(tm_engine *e, int *blocks, tm_err *err)
     return TM_OK;
 }
 
+/* A session of the length that was asked for has to fit. Without one the context becomes what fits, see limit_context. */
+static tm_status check_session(const tm_engine *e, int blocks, tm_err *err)
+{
+    const tm_model_info *m = &e->info.model;
+    int tokens = e->info.block_tokens, need = (m->max_positions + tokens - 1) / tokens;
+    double gb = (double)m->kv_block_bytes / 1e9;
+    if (e->opts.model.session_len == 0 || blocks >= need)
+        return TM_OK;
+    return TM_FAIL(err, TM_STATUS_CONFIG,
+                   "session_len %d needs %d blocks of %d tokens (%.2f GB a rank), the KV pool has "
+                   "%d (%.2f GB): lower session_len, or raise cache_max_entry_count (%g)",
+                   m->max_positions, need, tokens, need * gb, blocks, blocks * gb,
+                   e->opts.cache_max_entry_count);
+}
+
 static tm_status open_pool(tm_engine *e, tm_err *err)
 {
     int blocks = 0;
+    int64_t begin = tm_clock_ns();
     tm_status st = count_blocks(e, &blocks, err);
     TM_TRY(tm_comm_agree(e->comm, st, err));
     TM_TRY(agree_blocks(e, &blocks, err));
+    TM_TRY(check_session(e, blocks, err));
     st = tm_model_kv_alloc(e->model, blocks, err);
     TM_TRY(tm_comm_agree(e->comm, st, err));
     e->info.blocks_total = blocks;
     e->info.kv_bytes = (size_t)blocks * e->info.model.kv_block_bytes;
+    e->info.kv_seconds = (double)(tm_clock_ns() - begin) * 1e-9;
     return TM_OK;
 }
 
@@ -175,6 +194,21 @@ static void limit_context(tm_engine *e)
     e->info.model.max_positions = (int)pool;
 }
 
+/* Where this rank's memory went. */
+static void log_memory(const tm_engine *e)
+{
+    const tm_engine_info *i = &e->info;
+    size_t left = 0;
+    if (tm_model_mem_free(e->model, &left, NULL) != TM_OK)
+        return;
+    tm_log(TM_LOG_INFO, "memory",
+           "weights %.2f GB, workspaces %.2f GB, KV pool %.2f GB (%d blocks, %lld tokens), "
+           "%.2f GB left",
+           (double)i->model.weight_bytes / 1e9, (double)i->model.work_bytes / 1e9,
+           (double)i->kv_bytes / 1e9, i->blocks_total, (long long)i->blocks_total * i->block_tokens,
+           (double)left / 1e9);
+}
+
 static void log_opened(const tm_engine *e)
 {
     const tm_engine_info *i = &e->info;
@@ -183,11 +217,18 @@ static void log_opened(const tm_engine *e)
            i->model.name, i->model.arch, i->model.dtype, i->model.device, i->model.tp,
            i->model.max_positions, i->blocks_total, i->block_tokens,
            (double)i->kv_bytes / 1048576.0);
+    log_memory(e);
+    const tm_model_times *t = &i->model.times;
+    tm_log(TM_LOG_INFO, "start",
+           "check and device %.2f s, weights %.2f s, prepare %.2f s, workspaces %.2f s, "
+           "KV pool %.2f s: %.2f s in all",
+           t->check, t->weights, t->prepare, t->work, i->kv_seconds, i->open_seconds);
 }
 
 tm_status tm_engine_build(tm_engine *e, tm_err *err)
 {
     tm_engine_opts *o = &e->opts;
+    int64_t begin = tm_clock_ns();
     if (o->max_prefill_token_num == 0)
         o->max_prefill_token_num = is_cpu(o) ? PREFILL_TOKENS_CPU : PREFILL_TOKENS_GPU;
     TM_TRY(tm_comm_agree(e->comm, check_opts(o, err), err));
@@ -206,6 +247,7 @@ tm_status tm_engine_build(tm_engine *e, tm_err *err)
     if (st == TM_OK && tm_comm_rank(e->comm) == 0)
         st = open_rank0(e, err);
     TM_TRY(tm_comm_agree(e->comm, st, err));
+    e->info.open_seconds = (double)(tm_clock_ns() - begin) * 1e-9;
     if (tm_comm_rank(e->comm) == 0)
         log_opened(e);
     return TM_OK;

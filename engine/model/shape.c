@@ -145,11 +145,29 @@ static tm_status fill_all(pool *p, tm_err *err)
     return TM_OK;
 }
 
+/* The pool is copied from again and again: from pinned memory at the speed of the bus. */
+static char *take_pool(tm_model *m, size_t bytes)
+{
+    const tm_device_ops *dev = m->backend->dev;
+    void *p = NULL;
+    if (!dev->alloc_host)
+        return malloc(bytes);
+    return dev->alloc_host(m->dev, bytes, &p, NULL) == TM_OK ? p : NULL;
+}
+
+static void free_pool(tm_model *m, char *p)
+{
+    if (p && m->backend->dev->free_host)
+        m->backend->dev->free_host(m->dev, p);
+    else
+        free(p);
+}
+
 tm_status tm_shape_load(tm_model *m, tm_err *err)
 {
     pool p = {.m = m, .random = 0x9e3779b97f4a7c15u + (uint64_t)m->shard.rank};
     float *numbers = malloc(POOL_NUMBERS * sizeof(float));
-    p.matrix = malloc(POOL_NUMBERS * tm_dtype_size(m->dtype));
+    p.matrix = take_pool(m, POOL_NUMBERS * tm_dtype_size(m->dtype));
     p.vector = malloc(POOL_NUMBERS / 64 * sizeof(float));
     tm_status st = numbers && p.matrix && p.vector
                        ? TM_OK
@@ -164,7 +182,7 @@ tm_status tm_shape_load(tm_model *m, tm_err *err)
     if (st == TM_OK)
         st = m->backend->dev->sync(m->dev);
     free(numbers);
-    free(p.matrix);
+    free_pool(m, p.matrix);
     free(p.vector);
     return st;
 }

@@ -14,6 +14,10 @@
 
 enum { CAPABILITY_MIN = 80 }; /* sm_80: bf16 arithmetic and asynchronous copies */
 
+/* Not offered to the KV pool: what the driver takes after the start, for the code of kernels at their first launch and for
+ * recorded steps (96 of them with some thousand kernels, less than 1 KB each), and NCCL for its connections. */
+#define RESERVE_BYTES ((size_t)512 << 20)
+
 struct tm_graph {
     cudaGraphExec_t exec;
 };
@@ -140,7 +144,7 @@ static tm_status cuda_mem_free(tm_device *dev, size_t *bytes, tm_err *err)
     if (e != cudaSuccess)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "CUDA device %d: memory: %s", dev->index,
                        cudaGetErrorString(e));
-    *bytes = left;
+    *bytes = left > RESERVE_BYTES ? left - RESERVE_BYTES : 0;
     return TM_OK;
 }
 
