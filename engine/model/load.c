@@ -256,8 +256,7 @@ tm_status tm_load_prepare(tm_model *m, tm_err *err)
     return each_weight(m, prepare, err);
 }
 
-/* Bytes of all weights of this rank. */
-static size_t weight_bytes(const tm_model *m)
+size_t tm_load_bytes(const tm_model *m)
 {
     const tm_arch *a = &m->arch;
     const tm_family *f = a->family;
@@ -279,20 +278,6 @@ static size_t weight_bytes(const tm_model *m)
         all += (size_t)layers * (size_t)rows * (size_t)cols * tm_dtype_size(dtype);
     }
     return all;
-}
-
-/* A device says how much it has; what a process may take of the host's memory is an estimate, and not worth a refusal. */
-static tm_status check_room(tm_model *m, size_t bytes, tm_err *err)
-{
-    size_t left = 0;
-    if (m->host_memory)
-        return TM_OK;
-    TM_TRY(m->backend->dev->mem_free(m->dev, &left, err));
-    if (bytes > left)
-        return TM_FAIL(err, TM_STATUS_NO_MEMORY,
-                       "the weights of rank %d take %.2f GB, but %.2f GB of the device are free",
-                       m->shard.rank, (double)bytes / 1e9, (double)left / 1e9);
-    return TM_OK;
 }
 
 /* One row of the widest tensor always fits, and one column of the tallest that is turned. */
@@ -328,10 +313,9 @@ tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err)
                               .checkpoint = c,
                               .buffer_bytes = buffer_bytes(m),
                               .readers = reader_count(m),
-                              .total = weight_bytes(m),
+                              .total = tm_load_bytes(m),
                               .progress = m->shard.rank == 0};
     cutting k = {.m = m, .c = c, .err = err};
-    TM_TRY(check_room(m, o.total, err));
     TM_TRY(tm_loader_create(&k.loader, &o, err));
     tm_status st = TM_OK;
     for (int i = 0; st == TM_OK && i < f->row_count; i++)

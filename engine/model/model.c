@@ -308,6 +308,20 @@ static tm_status take_workspace(tm_model *m, tm_err *err)
     return m->host_memory ? TM_OK : tm_device_step_open(m, err);
 }
 
+/* A device says how much it has; what a process may take of the host's memory is an estimate, and not worth a refusal. */
+static tm_status check_room(tm_model *m, tm_err *err)
+{
+    size_t left = 0, bytes = tm_load_bytes(m);
+    if (m->host_memory)
+        return TM_OK;
+    TM_TRY(m->backend->dev->mem_free(m->dev, &left, err));
+    if (bytes > left)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY,
+                       "the weights of rank %d take %.2f GB, but %.2f GB of the device are free",
+                       m->shard.rank, (double)bytes / 1e9, (double)left / 1e9);
+    return TM_OK;
+}
+
 /* Seconds since *from, which becomes now. */
 static double lap(int64_t *from)
 {
@@ -327,6 +341,7 @@ static tm_status load_all(tm_model *m, const tm_checkpoint *ckpt, tm_err *err)
     m->kv = calloc((size_t)m->arch.layers, sizeof(*m->kv));
     if (!m->layers || !m->kv)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "model: out of memory");
+    TM_TRY(check_room(m, err));
     TM_TRY(ckpt ? tm_load_weights(m, ckpt, err) : tm_shape_load(m, err));
     t->weights = lap(&from);
     tm_load_rate_text(rate, sizeof(rate), m->info.weight_bytes, t->weights);

@@ -129,6 +129,7 @@ tm_status tm_load_check(tm_arch *a, const tm_checkpoint *c, int64_t *parameters,
 /* Is a tensor of this name read, or left aside on purpose? */
 bool tm_load_knows(const tm_arch *a, const char *tensor);
 void tm_load_report_unread(const tm_arch *a, const tm_checkpoint *c); /* a warning in the log */
+size_t tm_load_bytes(const tm_model *m); /* of all weights of this rank */
 /* Takes memory and copies this rank's share; tm_load_prepare is next. After tm_load_check. */
 tm_status tm_load_weights(tm_model *m, const tm_checkpoint *c, tm_err *err);
 void tm_load_release(tm_model *m); /* gives prepared weights back to the backend */

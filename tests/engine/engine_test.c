@@ -148,8 +148,7 @@ static void test_crowd(void **state)
     for (uint64_t round = 0; round < 12; round++) {
         ask_alone(seed * 100 + round);
         /* Every second time greedy rows are chosen by the device where nothing else is asked for. */
-        fake_opts f = {
-            .max_positions = 512, .blocks = 18 + 2 * (int)round, .pick = round % 2 == 1};
+        fake_opts f = {.max_positions = 512, .blocks = 18 + 2 * (int)round, .pick = round % 2 == 1};
         tm_engine_opts o = small_opts();
         rig g = rig_open(&f, &o);
         answer *all[CROWD];
@@ -640,6 +639,32 @@ static void test_one_rank_cannot_open(void **state)
     tm_comm_destroy(ranks[0]);
 }
 
+/* Without a length the context becomes what the pool holds; one that was asked for is refused, with numbers. */
+static void test_session_needs_room(void **state)
+{
+    (void)state;
+    const fake_opts small = {.max_positions = 200, .blocks = 20}; /* of 8 tokens */
+    tm_engine_opts o = small_opts();
+    rig r = rig_open(&small, &o);
+    assert_int_equal(tm_engine_info_get(r.e)->model.max_positions, 160);
+    rig_close(&r);
+    o.model.session_len = 200;
+    tm_comm *comm;
+    tm_engine *e = NULL;
+    tm_err err = TM_ERR_INIT;
+    fake_reset(&small);
+    fake_comm_group(1, &comm);
+    assert_int_equal(tm_engine_open(&e, &o, comm, &err), TM_STATUS_CONFIG);
+    assert_non_null(strstr(err.msg, "session_len 200 needs 25 blocks of 8 tokens"));
+    assert_non_null(strstr(err.msg, "the KV pool has 20"));
+    assert_null(e);
+    tm_comm_destroy(comm);
+    const fake_opts enough = {.max_positions = 200, .blocks = 25};
+    r = rig_open(&enough, &o);
+    assert_int_equal(tm_engine_info_get(r.e)->model.max_positions, 200);
+    rig_close(&r);
+}
+
 static void test_lost_follower(void **state)
 {
     (void)state;
@@ -773,6 +798,7 @@ int main(void)
         cmocka_unit_test(test_followers),
         cmocka_unit_test(test_follower_refuses_damage),
         cmocka_unit_test(test_one_rank_cannot_open),
+        cmocka_unit_test(test_session_needs_room),
         cmocka_unit_test(test_lost_follower),
         cmocka_unit_test(test_pool_options),
         cmocka_unit_test(test_threads),

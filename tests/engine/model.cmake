@@ -1,6 +1,7 @@
 tm_test(safetensors_test SOURCES safetensors_test.c LIBS tm_engine)
 tm_test(config_test SOURCES config_test.c LIBS tm_engine m)
 tm_test(workspace_test SOURCES workspace_test.c LIBS tm_engine)
+tm_test(loader_test SOURCES loader_test.c LIBS tm_engine m)
 # These two start themselves again under mpirun for the runs with several ranks.
 tm_test(model_test SOURCES model_test.c model_run.c LIBS tm_engine m TIMEOUT 400)
 tm_test(families_test SOURCES families_test.c model_run.c LIBS tm_engine m TIMEOUT 600)

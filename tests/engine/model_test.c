@@ -225,6 +225,27 @@ static void test_stories(void **state)
 
 /* ---- several ranks ---- */
 
+#ifdef TM_CUDA_EMU_ONLY
+/* More weights than the device has: refused with numbers before anything is taken. */
+static void test_no_room_cuda(void **state)
+{
+    (void)state;
+    tm_comm *comm = NULL;
+    tm_model *m = NULL;
+    tm_err err = TM_ERR_INIT;
+    assert_int_equal(tm_comm_create(&comm, 1, NULL, &err), TM_OK);
+    const tm_model_opts o = {.shape = "llama3-70b",
+                             .backend = "cuda",
+                             .block_tokens = 64,
+                             .max_step_tokens = 64,
+                             .max_seqs = 1};
+    assert_int_equal(tm_model_open(&m, &o, comm, &err), TM_STATUS_NO_MEMORY);
+    assert_non_null(strstr(err.msg, "the weights of rank 0 take 141.11 GB, but"));
+    assert_null(m);
+    tm_comm_destroy(comm);
+}
+#endif
+
 #ifdef TM_MPIRUN
 /* The same ragged steps on every rank; rank 0 writes the logits. */
 static int rank_main(const char *dir, const char *dtype, int tp, const char *out_path)
@@ -332,14 +353,17 @@ int main(int argc, char **argv)
     (void)argc;
     (void)argv;
 #ifdef TM_CUDA_EMU_ONLY
-    cmocka_set_test_filter("test_demo_cuda");
+    cmocka_set_test_filter("test_*_cuda");
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_demo_info),  cmocka_unit_test(test_demo_f32),
-        cmocka_unit_test(test_demo_bf16),  cmocka_unit_test(test_demo_cuda),
+        cmocka_unit_test(test_demo_info),    cmocka_unit_test(test_demo_f32),
+        cmocka_unit_test(test_demo_bf16),    cmocka_unit_test(test_demo_cuda),
         cmocka_unit_test(test_stories),
+#ifdef TM_CUDA_EMU_ONLY
+        cmocka_unit_test(test_no_room_cuda),
+#endif
 #ifdef TM_MPIRUN
-        cmocka_unit_test(test_ranks_demo), cmocka_unit_test(test_ranks_four),
+        cmocka_unit_test(test_ranks_demo),   cmocka_unit_test(test_ranks_four),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
