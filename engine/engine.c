@@ -74,6 +74,24 @@ const tm_engine_info *tm_engine_info_get(const tm_engine *e)
     return &e->info;
 }
 
+static tm_status end_all(tm_engine *e)
+{
+    while (tm_model_in_flight(e->model) > 0)
+        TM_TRY(tm_model_end(e->model, NULL));
+    return TM_OK;
+}
+
+/* What rank 0 does with the same plan, in the same order: the next step is enqueued before the one in front has ended. */
+static tm_status follow_plan(tm_engine *e, tm_plan_kind kind, const tm_batch *batch)
+{
+    if (kind == TM_PLAN_STEP)
+        return tm_model_forward(e->model, batch, NULL);
+    if (kind != TM_PLAN_PICK)
+        return end_all(e);
+    TM_TRY(tm_model_begin(e->model, batch));
+    return tm_model_in_flight(e->model) == TM_MODEL_FLIGHTS ? tm_model_end(e->model, NULL) : TM_OK;
+}
+
 tm_status tm_engine_follow(tm_engine *e, tm_err *err)
 {
     for (;;) {
@@ -86,17 +104,14 @@ tm_status tm_engine_follow(tm_engine *e, tm_err *err)
         uint64_t step;
         tm_batch batch;
         TM_TRY(tm_plan_parse(&e->plan, len, &kind, &step, &batch, err));
-        if (step != e->step + 1)
+        if (step != e->step + (kind != TM_PLAN_DRAIN))
             return TM_FAIL(err, TM_STATUS_INTERNAL, "rank %d: plan %llu came after step %llu",
                            tm_comm_rank(e->comm), (unsigned long long)step,
                            (unsigned long long)e->step);
-        if (kind == TM_PLAN_STOP)
-            return TM_OK;
         e->step = step;
-        st = kind == TM_PLAN_PICK ? tm_model_begin(e->model, &batch)
-                                  : tm_model_forward(e->model, &batch, NULL);
-        if (st == TM_OK && kind == TM_PLAN_PICK)
-            st = tm_model_end(e->model, NULL);
+        st = follow_plan(e, kind, &batch);
+        if (st == TM_OK && kind == TM_PLAN_STOP)
+            return TM_OK;
         if (st != TM_OK)
             return TM_FAIL(err, TM_STATUS_UNAVAILABLE, "rank %d: step %llu failed (%s)",
                            tm_comm_rank(e->comm), (unsigned long long)step, tm_status_name(st));

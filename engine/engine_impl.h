@@ -4,7 +4,10 @@
  * being built. Submitting and reading threads share two places with it, each with its own lock:
  *   inbox   new requests, cancel marks, the id table, statistics   (engine.c, requests.c)
  *   outbox  finished batches of events                               (events.c)
- * The watchdog has a lock of its own and touches nothing else. */
+ * The watchdog has a lock of its own and touches nothing else.
+ *
+ * Steps whose tokens the device chooses run ahead: the next one is planned, sent and enqueued while the device still
+ * computes the one before (steps.c). */
 #ifndef TM_ENGINE_ENGINE_IMPL_H
 #define TM_ENGINE_ENGINE_IMPL_H
 
@@ -44,21 +47,32 @@ typedef struct tm_inbox {
     int64_t progress_ms; /* end of the last step, or the end of idleness; 0 while idle */
 } tm_inbox;
 
+/* A step from its plan to its end. */
+typedef struct tm_work {
+    tm_step step;
+    uint64_t number;
+    int64_t planned_ns;
+    bool picks; /* the device chooses the tokens */
+} tm_work;
+
 struct tm_engine {
     tm_engine_opts opts;
     tm_engine_info info;
     tm_comm *comm;
     tm_model *model;
     tm_plan_buf plan;
-    uint64_t step;
+    uint64_t step; /* the last that was planned */
     /* rank 0 only */
+    tm_plan_buf signal;              /* plans without a step */
+    tm_work works[TM_MODEL_FLIGHTS]; /* by number */
+    int in_flight;                   /* of those, begun and not ended */
+    int64_t ended_ns;                /* the last step's end */
     tm_seq_limits limits;
     tm_sched *sched;
     tm_sample_space *space;
     float *logits;       /* [max_logits, vocab] */
     int32_t *sampled;    /* [max_batch_size] */
     int32_t *picked;     /* [max_logits] the largest logit of each row, where the device chose it */
-    bool picks;          /* this step's rows are in picked, not in logits */
     tm_status *failures; /* [max_batch_size] why a sequence of this step failed */
     tm_events events;
     tm_inbox inbox;
@@ -83,9 +97,20 @@ void tm_engine_unbuild(tm_engine *e);
 
 /* loop.c */
 void *tm_engine_main(void *engine);
-/* sampling.c: the sample phase of a step. */
-void tm_engine_sample(tm_engine *e, const tm_step *step);
-/* True when nothing of the step's logits is needed but the largest of each row. */
+/* The request is told its end and forgotten. */
+void tm_engine_finish(tm_engine *e, tm_live *l, tm_finish finish, tm_status status);
+void tm_engine_copy_stats(tm_engine *e); /* of the scheduler, under the inbox lock */
+
+/* steps.c */
+/* Begins what can be begun and ends one step. Nothing is done, and nothing is in flight, when the scheduler holds nothing. */
+tm_status tm_engine_turn(tm_engine *e, tm_err *err);
+/* Waits for what is in flight; its results are dropped. */
+tm_status tm_engine_collect(tm_engine *e);
+
+/* sampling.c: the sample phase of a step, whose rows are in e->picked (picks) or in e->logits. */
+void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks);
+/* True when the device can choose every token of the step: nothing of its logits is needed but the largest of each row. Such
+ * a step runs ahead. */
 bool tm_engine_takes_best(const tm_engine *e, const tm_step *step);
 
 #endif

@@ -153,6 +153,8 @@ static tm_status open_rank0(tm_engine *e, tm_err *err)
     if (!e->logits || !e->sampled || !e->picked || !e->failures)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for %zu rows of logits", rows);
     tm_watchdog_opts wo = {.fixed_ms = e->opts.watchdog_ms, .stalled = stalled, .user = e};
+    const tm_plan_limits none = {0};
+    TM_TRY(tm_plan_buf_init(&e->signal, &none, err));
     TM_TRY(tm_sched_create(&e->sched, &so, err));
     TM_TRY(tm_sample_space_create(&e->space, i->model.vocab, err));
     TM_TRY(tm_inbox_init(&e->inbox, i->queue_max + i->max_batch_size, err));
@@ -261,6 +263,7 @@ void tm_engine_unbuild(tm_engine *e)
     tm_inbox_deinit(&e->inbox);
     tm_events_deinit(&e->events);
     tm_plan_buf_deinit(&e->plan);
+    tm_plan_buf_deinit(&e->signal);
     free(e->logits);
     free(e->sampled);
     free(e->picked);

@@ -39,14 +39,14 @@ static tm_status report_prompt_row(tm_engine *e, const tm_live *l, int32_t pos, 
     return TM_OK;
 }
 
-/* The token of logits row `index`. */
-static tm_status draw_token(tm_engine *e, tm_live *l, int index, int32_t *token)
+static tm_status draw_token(tm_engine *e, const tm_step_seq *s, bool picks, int32_t *token)
 {
-    int position = tm_seq_generated(l->seq);
+    tm_live *l = s->seq->user;
+    int index = s->sample_logit, position = s->position;
     float *row = e->logits + (size_t)index * (size_t)e->info.model.vocab;
     tm_logprobs lp = {0};
     tm_status st = TM_OK;
-    if (!e->picks)
+    if (!picks)
         st = tm_sampler_draw(l->sampler, e->space, row, position, token, &lp);
     else if (e->picked[index] < 0)
         st = TM_STATUS_INTERNAL;
@@ -64,7 +64,7 @@ static tm_status draw_token(tm_engine *e, tm_live *l, int index, int32_t *token)
     return TM_OK;
 }
 
-static tm_status sample_seq(tm_engine *e, const tm_step_seq *s, int32_t *token)
+static tm_status sample_seq(tm_engine *e, const tm_step_seq *s, bool picks, int32_t *token)
 {
     tm_live *l = s->seq->user;
     size_t vocab = (size_t)e->info.model.vocab;
@@ -82,7 +82,7 @@ static tm_status sample_seq(tm_engine *e, const tm_step_seq *s, int32_t *token)
     *token = TM_SAMPLED_NONE;
     if (s->sample_logit < 0)
         return TM_OK;
-    return draw_token(e, l, s->sample_logit, token);
+    return draw_token(e, s, picks, token);
 }
 
 bool tm_engine_takes_best(const tm_engine *e, const tm_step *step)
@@ -94,16 +94,20 @@ bool tm_engine_takes_best(const tm_engine *e, const tm_step *step)
         const tm_live *l = s->seq->user;
         if (s->prompt_rows > 0)
             return false;
-        if (s->sample_logit >= 0 && !tm_sampler_takes_best(l->sampler, tm_seq_generated(s->seq)))
+        if (s->sample_logit >= 0 && !tm_sampler_takes_best(l->sampler, s->position))
             return false;
     }
     return true;
 }
 
-void tm_engine_sample(tm_engine *e, const tm_step *step)
+void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks)
 {
     for (int i = 0; i < step->n_seqs; i++) {
-        e->failures[i] = sample_seq(e, &step->seqs[i], &e->sampled[i]);
+        e->failures[i] = TM_OK;
+        e->sampled[i] = TM_SAMPLED_NONE;
+        if (!step->seqs[i].seq) /* it has left meanwhile */
+            continue;
+        e->failures[i] = sample_seq(e, &step->seqs[i], picks, &e->sampled[i]);
         if (e->failures[i] != TM_OK)
             e->sampled[i] = TM_SAMPLED_FAILED;
     }

@@ -51,6 +51,10 @@ typedef struct tm_weight {
     void *packed;
 } tm_weight;
 
+/* In tokens of a batch: what logits row `row` of the step before chose (tm_model_begin). A choice that failed is no token:
+ * its row computes nothing of use. */
+#define TM_TOKEN_PICKED(row) (-1 - (row))
+
 /* The shape of one step, flat. Arrays are host memory on the CPU backend and device memory on CUDA.
  * Tokens of a sequence are contiguous and in order; sequences with exactly one new token come first
  * (rows 0..n_decode-1), then the prefill chunks. On a device with graphs a decode sequence with kv_len 0 is
@@ -59,7 +63,7 @@ typedef struct tm_batch {
     int n_tokens;             /* T */
     int n_seqs;               /* B */
     int n_decode;             /* sequences 0..n_decode-1 have one token each */
-    const int32_t *tokens;    /* [T] ids */
+    const int32_t *tokens;    /* [T] ids, or TM_TOKEN_PICKED */
     const int32_t *positions; /* [T] position in the sequence, from 0 */
     const int32_t *seq_begin; /* [B+1] first row of each sequence */
     const int32_t *kv_len;    /* [B] tokens in the cache after this step */

@@ -86,12 +86,9 @@ bool tm_model_can_pick(const tm_model *m);
 
 /* Steps that may be in flight. */
 #define TM_MODEL_FLIGHTS 2
-/* In tokens of a batch: what logits row `row` of the step begun just before chose, whether that step has ended or not.
- * It has to have been a step of tm_model_begin. A choice that failed is no token: its row computes nothing of use. */
-#define TM_TOKEN_PICKED(row) (-1 - (row))
 
 /* A step of whose logits only the choice of each row is wanted. begin enqueues it and returns at once; batch is free
- * again. end waits for the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each
+ * again. Tokens may be TM_TOKEN_PICKED of the step begun just before, whether that one has ended or not. end waits for the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each
  * row's largest logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are
  * in flight, or none. Keys and values are written in the order of the steps: a block may be given to another sequence in
  * a step begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */

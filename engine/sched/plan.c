@@ -93,6 +93,12 @@ void tm_plan_stop(tm_plan_buf *b, uint64_t step)
     write_header(b, TM_PLAN_STOP, step, &none);
 }
 
+void tm_plan_drain(tm_plan_buf *b, uint64_t step)
+{
+    tm_plan_shape none = {0};
+    write_header(b, TM_PLAN_DRAIN, step, &none);
+}
+
 static bool in_range(int32_t v, int32_t lo, int32_t hi)
 {
     return v >= lo && v <= hi;
@@ -112,14 +118,15 @@ static tm_status check_shape(const tm_plan_limits *l, const tm_plan_shape *s, tm
     return TM_OK;
 }
 
-static tm_status check_seq(const tm_plan_limits *l, const tm_batch *b, int i, tm_err *err)
+static tm_status check_seq(const tm_plan_buf *buf, const tm_batch *b, int i, tm_err *err)
 {
+    const tm_plan_limits *l = &buf->limits;
     int from = b->seq_begin[i], to = b->seq_begin[i + 1];
     if (to <= from || to > b->n_tokens || (i < b->n_decode) != (to - from == 1))
         return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: sequence %d has rows %d to %d", i, from, to);
     for (int r = from; r < to; r++)
         if (b->positions[r] != b->positions[from] + (r - from) || b->positions[r] < 0 ||
-            !in_range(b->tokens[r], 0, l->vocab - 1))
+            !in_range(b->tokens[r], TM_TOKEN_PICKED(buf->picks - 1), l->vocab - 1))
             return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: row %d has token %d, position %d", r,
                            (int)b->tokens[r], (int)b->positions[r]);
     if (b->rope_len[i] < 0)
@@ -137,13 +144,13 @@ static tm_status check_seq(const tm_plan_limits *l, const tm_batch *b, int i, tm
     return TM_OK;
 }
 
-static tm_status check_batch(const tm_plan_limits *l, const tm_batch *b, tm_err *err)
+static tm_status check_batch(const tm_plan_buf *buf, const tm_batch *b, tm_err *err)
 {
     if (b->seq_begin[0] != 0 || b->seq_begin[b->n_seqs] != b->n_tokens)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: the rows of the sequences are not 0 to %d",
                        b->n_tokens);
     for (int i = 0; i < b->n_seqs; i++)
-        TM_TRY(check_seq(l, b, i, err));
+        TM_TRY(check_seq(buf, b, i, err));
     for (int i = 0; i < b->n_logits; i++)
         if (!in_range(b->logit_rows[i], i ? b->logit_rows[i - 1] + 1 : 0, b->n_tokens - 1))
             return TM_FAIL(err, TM_STATUS_INTERNAL, "plan: logits row %d of %d", i,
@@ -151,15 +158,15 @@ static tm_status check_batch(const tm_plan_limits *l, const tm_batch *b, tm_err 
     return TM_OK;
 }
 
-tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, uint64_t *step,
+tm_status tm_plan_parse(tm_plan_buf *b, size_t len, tm_plan_kind *kind, uint64_t *step,
                         tm_batch *batch, tm_err *err)
 {
     const int32_t *d = b->data;
     if (len < H_COUNT * sizeof(int32_t) || len > b->cap || d[H_MAGIC] != PLAN_MAGIC)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "%zu bytes received are not a plan", len);
     uint64_t number = (uint64_t)(uint32_t)d[H_STEP_HI] << 32 | (uint32_t)d[H_STEP_LO];
-    if (d[H_KIND] == TM_PLAN_STOP) {
-        *kind = TM_PLAN_STOP;
+    if (d[H_KIND] == TM_PLAN_STOP || d[H_KIND] == TM_PLAN_DRAIN) {
+        *kind = (tm_plan_kind)d[H_KIND];
         *step = number;
         return TM_OK;
     }
@@ -184,7 +191,8 @@ tm_status tm_plan_parse(const tm_plan_buf *b, size_t len, tm_plan_kind *kind, ui
                      .max_blocks = s.max_blocks,
                      .n_logits = s.n_logits,
                      .logit_rows = a.logit_rows};
-    TM_TRY(check_batch(&b->limits, &view, err));
+    TM_TRY(check_batch(b, &view, err));
+    b->picks = d[H_KIND] == TM_PLAN_PICK ? s.n_logits : 0;
     *batch = view;
     *kind = (tm_plan_kind)d[H_KIND];
     *step = number;

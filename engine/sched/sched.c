@@ -23,8 +23,9 @@ tm_status tm_sched_create(tm_sched **out, const tm_sched_opts *o, tm_err *err)
     tm_status st;
     s->opts = *o;
     s->running = calloc((size_t)o->max_seqs, sizeof(*s->running));
-    s->step_seqs = calloc((size_t)o->max_seqs, sizeof(*s->step_seqs));
-    if (!s->running || !s->step_seqs) {
+    for (int i = 0; i < TM_SCHED_FLIGHTS; i++)
+        s->step_seqs[i] = calloc((size_t)o->max_seqs, sizeof(*s->step_seqs[i]));
+    if (!s->running || !s->step_seqs[0] || !s->step_seqs[1]) {
         st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for %d sequences", o->max_seqs);
         goto fail;
     }
@@ -45,7 +46,8 @@ void tm_sched_destroy(tm_sched *s)
     tm_prefix_tree_destroy(s->tree);
     tm_block_pool_destroy(s->pool);
     free(s->running);
-    free(s->step_seqs);
+    for (int i = 0; i < TM_SCHED_FLIGHTS; i++)
+        free(s->step_seqs[i]);
     free(s);
 }
 
@@ -136,9 +138,13 @@ void tm_sched_start(tm_sched *s, tm_seq *seq)
     seq->state = TM_SEQ_RUNNING;
 }
 
-/* The sequence leaves the scheduler. */
+/* The sequence leaves the scheduler, and what steps in flight compute of it is dropped. */
 static void forget(tm_sched *s, tm_seq *seq)
 {
+    for (int f = 0; f < s->in_flight; f++)
+        for (int i = 0; i < s->flights[f].n_seqs; i++)
+            if (s->flights[f].seqs[i].seq == seq)
+                s->flights[f].seqs[i].seq = NULL;
     if (seq->state == TM_SEQ_WAITING)
         wait_remove(s, seq);
     if (seq->state == TM_SEQ_RUNNING)
@@ -179,30 +185,53 @@ static void publish(tm_sched *s, tm_seq *seq)
     }
 }
 
-static void retire_one(tm_sched *s, tm_step_seq *e, int32_t token)
+static void advance_one(tm_sched *s, tm_step_seq *e)
 {
     tm_seq *seq = e->seq;
     seq->n_computed += e->rows;
     s->pending -= e->rows;
     seq->rows_next += e->prompt_rows;
     publish(s, seq);
+    e->complete = seq->max_tokens == 0 && seq->n_computed == seq->n_tokens;
+    if (e->sample_logit >= 0) {
+        tm_seq_await(seq, e->sample_logit);
+        s->pending++;
+    }
+}
+
+void tm_sched_advance(tm_sched *s, tm_step *step)
+{
+    tm_sched_flight *f = &s->flights[s->in_flight - 1];
+    TM_ASSERT(s->in_flight > 0 && f->seqs == step->seqs && !f->advanced);
+    f->advanced = true;
+    for (int i = 0; i < step->n_seqs; i++)
+        if (step->seqs[i].seq)
+            advance_one(s, &step->seqs[i]);
+}
+
+static void retire_one(tm_sched *s, tm_step_seq *e, int32_t token)
+{
     e->failed = token == TM_SAMPLED_FAILED;
     if (e->sample_logit >= 0 && !e->failed) {
-        TM_ASSERT(token >= 0);
-        tm_seq_append(seq, token);
-        s->pending++;
-        e->end = tm_seq_ended(seq);
-    } else if (seq->max_tokens == 0 && seq->n_computed == seq->n_tokens) {
+        tm_seq_settle(e->seq, token);
+        e->end = tm_seq_ended(e->seq);
+    } else if (e->complete) {
         e->end = TM_SEQ_END_LENGTH;
     }
     if (e->failed || e->end != TM_SEQ_GOES_ON)
-        forget(s, seq);
+        forget(s, e->seq);
 }
 
 void tm_sched_retire(tm_sched *s, tm_step *step, const int32_t *sampled)
 {
+    TM_ASSERT(s->in_flight > 0 && s->flights[0].seqs == step->seqs);
+    if (!s->flights[0].advanced)
+        tm_sched_advance(s, step);
+    s->flights[0] = s->flights[1];
+    s->in_flight--; /* from here on forget leaves its entries alone */
     for (int i = 0; i < step->n_seqs; i++)
-        retire_one(s, &step->seqs[i], sampled[i]);
+        if (step->seqs[i].seq)
+            retire_one(s, &step->seqs[i], sampled[i]);
 }
 
 void tm_sched_stats_get(const tm_sched *s, tm_sched_stats *out)
@@ -212,7 +241,8 @@ void tm_sched_stats_get(const tm_sched *s, tm_sched_stats *out)
         .running = s->n_running,
         .waiting = s->n_waiting,
         .preempted_waiting = s->n_preempted,
-        .waiting_tokens = s->pending - s->n_running,
+        /* One that ends with the step in flight has no token left. */
+        .waiting_tokens = TM_MAX(s->pending - s->n_running, (int64_t)0),
         .blocks_total = s->opts.n_blocks,
         .blocks_used = s->opts.n_blocks - tm_block_pool_free(s->pool) - reusable,
         .blocks_cached = reusable,

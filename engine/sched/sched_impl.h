@@ -5,6 +5,15 @@
 #include "engine/cache/prefix_tree.h"
 #include "engine/sched/sched.h"
 
+#define TM_SCHED_FLIGHTS 2
+
+/* A step that was planned and not retired. */
+typedef struct tm_sched_flight {
+    tm_step_seq *seqs;
+    int n_seqs;
+    bool advanced;
+} tm_sched_flight;
+
 struct tm_sched {
     tm_sched_opts opts;
     tm_block_pool *pool;
@@ -15,7 +24,10 @@ struct tm_sched {
     int n_waiting, n_preempted;     /* preempted ones are among the waiting */
     int64_t pending;                /* sum over all of n_tokens - n_computed */
     uint64_t steps, arrivals, preemptions;
-    tm_step_seq *step_seqs; /* [max_seqs] */
+    tm_step_seq *step_seqs[TM_SCHED_FLIGHTS]; /* each [max_seqs], taken in turn */
+    int next_seqs;
+    tm_sched_flight flights[TM_SCHED_FLIGHTS]; /* oldest first */
+    int in_flight;
 };
 
 /* True when a stands before b. */

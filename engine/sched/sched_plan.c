@@ -16,7 +16,8 @@ typedef struct budget {
     int prompt_tokens, prompt_rows;
 } budget;
 
-typedef enum fit { FIT_YES, FIT_NO_ROOM, FIT_SIBLING } fit;
+/* LATER: others may overtake it. */
+typedef enum fit { FIT_YES, FIT_NO_ROOM, FIT_LATER } fit;
 
 static int blocks_for(const tm_sched *s, int tokens)
 {
@@ -64,9 +65,11 @@ static bool sibling_computes(const tm_sched *s, const tm_seq *seq, int n)
 
 static fit try_fit(const tm_sched *s, tm_seq *seq, int *matched)
 {
+    if (tm_seq_is_full(seq)) /* thrown out, and ends with the step in flight */
+        return FIT_LATER;
     int n = match_prefix(s, seq);
     if (sibling_computes(s, seq, n))
-        return FIT_SIBLING;
+        return FIT_LATER;
     if (s->n_running == s->opts.max_seqs)
         return FIT_NO_ROOM;
     int available = tm_block_pool_free(s->pool) + tm_block_pool_reusable(s->pool);
@@ -96,7 +99,7 @@ static void extend_running(tm_sched *s)
 {
     for (int i = 0; i < s->n_running; i++) {
         tm_seq *seq = s->running[i];
-        while (seq->state == TM_SEQ_RUNNING && seq->n_blocks < blocks_for(s, seq->n_tokens)) {
+        while (seq->state == TM_SEQ_RUNNING && seq->n_blocks < blocks_for(s, tm_seq_wanted(seq))) {
             int32_t block = tm_prefix_tree_take(s->tree);
             if (block >= 0)
                 seq->blocks[seq->n_blocks++] = block;
@@ -109,7 +112,7 @@ static void extend_running(tm_sched *s)
 /* Tokens of seq that fit into the step; bounded by the logits rows that its prompt positions need. */
 static int chunk_of(const tm_seq *seq, const budget *left)
 {
-    int n = TM_MIN(seq->n_tokens - seq->n_computed, left->prompt_tokens);
+    int n = TM_MIN(tm_seq_wanted(seq) - seq->n_computed, left->prompt_tokens);
     int first = TM_MAX(seq->n_computed, seq->rows_next);
     int rows = TM_MIN(seq->n_computed + n, seq->rows_to) - first;
     if (rows > left->prompt_rows)
@@ -133,7 +136,7 @@ static void give_chunk(tm_seq *seq, budget *left)
 
 static bool is_decode(const tm_seq *seq)
 {
-    return seq->n_tokens - seq->n_computed == 1 && seq->n_computed >= seq->n_prompt;
+    return tm_seq_wanted(seq) - seq->n_computed == 1 && seq->n_computed >= seq->n_prompt;
 }
 
 static budget plan_running(tm_sched *s)
@@ -176,7 +179,7 @@ static void admit_waiting(tm_sched *s, budget left)
         fit f = try_fit(s, seq, &matched);
         if (f == FIT_NO_ROOM)
             break;
-        if (f == FIT_SIBLING) {
+        if (f == FIT_LATER) {
             if (++looked == LOOK_AHEAD)
                 break;
             continue;
@@ -208,6 +211,7 @@ static void add_entry(tm_step *step, tm_seq *seq)
                        .prompt_rows = prompt_rows,
                        .prompt_pos = seq->rows_next,
                        .sample_logit = -1,
+                       .position = seq->n_tokens - seq->n_prompt,
                        .first = !seq->admitted};
     step->n_logits += prompt_rows + (samples && !shared);
     if (samples)
@@ -221,7 +225,7 @@ static void add_entry(tm_step *step, tm_seq *seq)
 /* Sequences with one row first, as the batch wants them. */
 static void collect(tm_sched *s, tm_step *step)
 {
-    *step = (tm_step){.seqs = s->step_seqs};
+    *step = (tm_step){.seqs = s->step_seqs[s->next_seqs]};
     for (int i = 0; i < s->n_running; i++)
         if (s->running[i]->step_rows == 1)
             add_entry(step, s->running[i]);
@@ -274,13 +278,17 @@ static void fill_plan(const tm_sched *s, uint64_t number, tm_plan_buf *buf, cons
 
 void tm_sched_plan(tm_sched *s, uint64_t step_number, tm_plan_buf *buf, tm_step *step)
 {
+    TM_ASSERT(s->in_flight == 0 || (s->in_flight == 1 && s->flights[0].advanced));
     s->steps++;
     make_room(s);
     extend_running(s);
     admit_waiting(s, plan_running(s));
     collect(s, step);
-    if (step->n_tokens > 0)
-        fill_plan(s, step_number, buf, step);
-    else
-        TM_ASSERT(s->n_running == 0 && s->n_waiting == 0);
+    if (step->n_tokens == 0) {
+        TM_ASSERT(s->in_flight > 0 || (s->n_running == 0 && s->n_waiting == 0));
+        return;
+    }
+    fill_plan(s, step_number, buf, step);
+    s->flights[s->in_flight++] = (tm_sched_flight){.seqs = step->seqs, .n_seqs = step->n_seqs};
+    s->next_seqs = (s->next_seqs + 1) % TM_SCHED_FLIGHTS;
 }

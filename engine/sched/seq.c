@@ -6,6 +6,7 @@
 
 #include "common/check.h"
 #include "common/hash.h"
+#include "engine/backend/backend.h"
 
 static int compare_ids(const void *a, const void *b)
 {
@@ -133,9 +134,17 @@ tm_seq_end tm_seq_ended(const tm_seq *s)
     return TM_SEQ_GOES_ON;
 }
 
-void tm_seq_append(tm_seq *s, int32_t token)
+void tm_seq_await(tm_seq *s, int logit)
 {
-    TM_ASSERT(s->n_tokens < s->max_len);
-    s->tokens[s->n_tokens++] = token;
+    TM_ASSERT(!s->awaits && s->n_tokens < s->max_len);
+    s->tokens[s->n_tokens++] = TM_TOKEN_PICKED(logit);
+    s->awaits = true;
+}
+
+void tm_seq_settle(tm_seq *s, int32_t token)
+{
+    TM_ASSERT(s->awaits && token >= 0);
+    s->tokens[s->n_tokens - 1] = token;
+    s->awaits = false;
     add_keys(s);
 }

@@ -64,10 +64,11 @@ typedef struct tm_seq {
     uint64_t order;             /* ... the earlier arrival */
     int step_rows;              /* rows in the step being planned */
     struct tm_seq *prev, *next; /* waiting list */
-    int n_tokens;               /* known tokens */
-    int n_computed;             /* tokens whose keys and values are in the cache */
-    int32_t rows_next;          /* next prompt position whose logits are to be delivered */
-    int32_t *blocks;            /* [n_blocks]; position p is in blocks[p / block_tokens] */
+    int n_tokens;               /* known tokens, and the one that is awaited */
+    bool awaits;                /* the last token is TM_TOKEN_PICKED: a step in flight chooses it */
+    int n_computed; /* tokens whose keys and values are in the cache, or will be after the steps in flight */
+    int32_t rows_next; /* next prompt position whose logits are to be delivered */
+    int32_t *blocks;   /* [n_blocks]; position p is in blocks[p / block_tokens] */
     int n_blocks;
     int n_published;   /* leading blocks that are in the prefix tree */
     int cached_tokens; /* prefix hit at the first admission */
@@ -82,9 +83,22 @@ tm_status tm_seq_create(tm_seq **out, const tm_seq_opts *opts, const tm_seq_limi
                         tm_err *err);
 void tm_seq_destroy(tm_seq *s);
 
+/* Generated tokens that are known. */
 static inline int tm_seq_generated(const tm_seq *s)
 {
-    return s->n_tokens - s->n_prompt;
+    return s->n_tokens - s->n_prompt - s->awaits;
+}
+
+/* True when the awaited token will be the last one, whichever it is. */
+static inline bool tm_seq_is_full(const tm_seq *s)
+{
+    return s->awaits && s->n_tokens >= s->max_len;
+}
+
+/* Tokens to be computed, as far as is known. */
+static inline int tm_seq_wanted(const tm_seq *s)
+{
+    return s->n_tokens - tm_seq_is_full(s);
 }
 
 typedef enum tm_seq_end { TM_SEQ_GOES_ON, TM_SEQ_END_STOP, TM_SEQ_END_LENGTH } tm_seq_end;
@@ -92,8 +106,10 @@ typedef enum tm_seq_end { TM_SEQ_GOES_ON, TM_SEQ_END_STOP, TM_SEQ_END_LENGTH } t
 /* Whether the tokens known now complete the sequence. A function of the tokens alone, so that a continued
  * sequence ends where the undisturbed one would have. */
 tm_seq_end tm_seq_ended(const tm_seq *s);
-/* Appends a generated token and the key of the block that it completes. Room was taken at creation. */
-void tm_seq_append(tm_seq *s, int32_t token);
+/* Appends a place for the token that a step chooses in its logits row. Room was taken at creation. */
+void tm_seq_await(tm_seq *s, int logit);
+/* The token that was awaited, and with it the key of the block that it completes. */
+void tm_seq_settle(tm_seq *s, int32_t token);
 bool tm_seq_is_stop(const tm_seq *s, int32_t token);
 
 #endif

@@ -140,6 +140,19 @@ static void ask_alone(uint64_t seed)
     rig_close(&g);
 }
 
+/* One that ran ahead for nothing may still be in flight when everybody has been told. */
+static void expect_all_steps_ended(rig *g)
+{
+    tm_engine_stats st;
+    for (int i = 0; i < 1000; i++) {
+        tm_engine_stats_get(g->e, &st);
+        if (st.steps == (uint64_t)fake_steps(0) && st.step_age_ms == 0)
+            return;
+        tm_sleep_ms(5);
+    }
+    fail_msg("%d steps were begun, %d ended", fake_steps(0), (int)st.steps);
+}
+
 /* Everything at once in a pool that holds a few of them: the same answers to the last bit. */
 static void test_crowd(void **state)
 {
@@ -164,12 +177,84 @@ static void test_crowd(void **state)
         assert_int_equal(st.running + st.waiting, 0);
         assert_int_equal(st.blocks_used, 0);
         assert_int_equal(st.finished, CROWD);
-        assert_int_equal(st.steps, fake_steps(0));
+        expect_all_steps_ended(&g);
         preemptions += st.preemptions;
         cached += st.cached_tokens;
         rig_close(&g);
     }
     assert_true(preemptions > 0 && cached > 0);
+}
+
+/* Greedy for the most part, so that steps run ahead; answers end by stop ids and by length. */
+static void random_greedy_ask(ask *a, rng *r, uint64_t id)
+{
+    if (rng_below(r, 12) == 0) {
+        random_ask(a, r, id); /* the host's answer is waited for while it takes part */
+        return;
+    }
+    make_ask(a, id, rng_between(r, 1, 60), rng_below(r, 3), rng_between(r, 1, 50));
+    a->r.sampling.ignore_eos = rng_below(r, 4) == 0;
+    a->r.sampling.min_tokens = rng_below(r, 3) ? 0 : rng_between(r, 1, 20);
+    a->r.priority = rng_below(r, 6) == 0;
+    if (rng_below(r, 8) == 0)
+        a->r.max_tokens = 0;
+}
+
+static void expect_beginning(const answer *got, const answer *want)
+{
+    assert_true(got->n <= want->n);
+    assert_memory_equal(got->tokens, want->tokens, (size_t)got->n * sizeof(int32_t));
+}
+
+/* Answers of an engine in which the device chooses and steps run ahead, against those of one in which every step is waited
+ * for: a pool of few blocks, prefixes from the cache, and some requests cancelled on the way. */
+static void ahead_round(rng *r, int blocks, uint64_t *preemptions, uint64_t *cached, int *ahead)
+{
+    tm_engine_opts o = small_opts();
+    tm_engine_stats st;
+    answer *all[CROWD];
+    rig g = rig_open(&roomy, &o);
+    for (int i = 0; i < CROWD; i++) {
+        random_greedy_ask(&asks[i], r, (uint64_t)i + 1);
+        run_alone(&g, &asks[i].r, &alone[i]);
+    }
+    assert_int_equal(fake_ahead(0), 0);
+    rig_close(&g);
+    fake_opts f = {.max_positions = 512, .blocks = blocks, .pick = true};
+    g = rig_open(&f, &o);
+    for (int i = 0; i < CROWD; i++) {
+        all[i] = &crowded[i];
+        assert_int_equal(drive_submit(g.e, &asks[i].r, &crowded[i], NULL), TM_OK);
+        if (i % 6 == 5) /* soon, or in the middle of things */
+            tm_engine_cancel(g.e, (uint64_t)rng_between(r, 1, i + 1));
+        if (i % 8 == 7)
+            tm_sleep_ms(rng_below(r, 3));
+    }
+    drive_all(g.e, all, CROWD);
+    for (int i = 0; i < CROWD; i++) {
+        expect_beginning(&crowded[i], &alone[i]);
+        if (crowded[i].finish != TM_FINISH_CANCELLED)
+            expect_same(&crowded[i], &alone[i]);
+    }
+    expect_all_steps_ended(&g);
+    tm_engine_stats_get(g.e, &st);
+    assert_int_equal(st.running + st.waiting + st.blocks_used, 0);
+    assert_int_equal(st.finished, CROWD);
+    *preemptions += st.preemptions;
+    *cached += st.cached_tokens;
+    *ahead += fake_ahead(0);
+    rig_close(&g);
+}
+
+static void test_ahead(void **state)
+{
+    (void)state;
+    rng r = {rng_seed("ahead", 11)};
+    uint64_t preemptions = 0, cached = 0;
+    int ahead = 0;
+    for (int round = 0; round < 12; round++)
+        ahead_round(&r, 14 + 2 * round, &preemptions, &cached, &ahead);
+    assert_true(preemptions > 0 && cached > 0 && ahead > 500);
 }
 
 /* Whatever was generated before comes along: the rest is the same at every split. */
@@ -287,12 +372,13 @@ static void test_complete_at_arrival(void **state)
     rig_close(&g);
 }
 
-static void test_cancel(void **state)
+static void cancel_with(bool pick)
 {
-    (void)state;
     tm_engine_opts o = small_opts();
     o.max_batch_size = 1;
-    rig g = rig_open(&roomy, &o);
+    fake_opts f = roomy;
+    f.pick = pick;
+    rig g = rig_open(&f, &o);
     static ask a[2];
     answer *all[2] = {&crowded[0], &crowded[1]};
     fake_hold(true);
@@ -308,7 +394,8 @@ static void test_cancel(void **state)
     tm_engine_cancel(g.e, 2); /* waiting */
     fake_hold(false);
     drive_all(g.e, all, 2);
-    assert_int_equal(crowded[0].n, 3); /* not one step more */
+    /* Not one step more; the third step of those that run ahead begins when the first one's token is out. */
+    assert_int_equal(crowded[0].n, pick ? 2 : 3);
     assert_int_equal(crowded[0].finish, TM_FINISH_CANCELLED);
     assert_int_equal(crowded[1].n, 0);
     assert_int_equal(crowded[1].finish, TM_FINISH_CANCELLED);
@@ -316,6 +403,13 @@ static void test_cancel(void **state)
     tm_engine_stats_get(g.e, &st);
     assert_int_equal(st.running + st.waiting + st.blocks_used, 0);
     rig_close(&g);
+}
+
+static void test_cancel(void **state)
+{
+    (void)state;
+    cancel_with(false);
+    cancel_with(true);
 }
 
 /* ---- stopping */
@@ -338,11 +432,12 @@ static void *read_all(void *arg)
     return NULL;
 }
 
-static void test_stop_with_running(void **state)
+static void stop_with_running(bool pick)
 {
-    (void)state;
     tm_engine_opts o = small_opts();
-    rig g = rig_open(&roomy, &o);
+    fake_opts f = roomy;
+    f.pick = pick;
+    rig g = rig_open(&f, &o);
     answer *all[CROWD];
     pthread_t thread;
     fake_hold(true);
@@ -367,6 +462,13 @@ static void test_stop_with_running(void **state)
     rig_close(&g);
 }
 
+static void test_stop_with_running(void **state)
+{
+    (void)state;
+    stop_with_running(false);
+    stop_with_running(true);
+}
+
 /* close alone, with a thread inside wait and with nobody who ever reads. */
 static void test_close_without_stop(void **state)
 {
@@ -389,11 +491,13 @@ static void test_close_without_stop(void **state)
 }
 
 /* The engine pauses when nobody reads, and nothing is lost. */
-static void test_slow_reader(void **state)
+static void slow_reader(bool pick)
 {
-    (void)state;
     tm_engine_opts o = small_opts();
-    rig g = rig_open(&roomy, &o);
+    o.watchdog_ms = 400; /* a step that is not waited for is not late */
+    fake_opts f = roomy;
+    f.pick = pick;
+    rig g = rig_open(&f, &o);
     ask a;
     make_ask(&a, 1, 5, 0, 300);
     answer *one = &alone[0];
@@ -403,10 +507,19 @@ static void test_slow_reader(void **state)
         steps = now;
         tm_sleep_ms(50);
     }
-    assert_int_equal(steps, TM_OUTBOX_BATCHES_MAX + 1);
+    assert_int_equal(steps, TM_OUTBOX_BATCHES_MAX + 1 + pick);
+    tm_sleep_ms(700);
+    assert_false(fake_comm_aborted());
     drive_all(g.e, &one, 1);
     assert_int_equal(one->n, 300);
     rig_close(&g);
+}
+
+static void test_slow_reader(void **state)
+{
+    (void)state;
+    slow_reader(false);
+    slow_reader(true);
 }
 
 static void test_wake_and_timeout(void **state)
@@ -446,11 +559,12 @@ static void test_idle_sleeps(void **state)
 
 /* ---- failures */
 
-static void test_broken_logits_end_one_request(void **state)
+static void broken_logits(bool pick)
 {
-    (void)state;
     tm_engine_opts o = small_opts();
-    rig g = rig_open(&roomy, &o);
+    fake_opts f = roomy;
+    f.pick = pick;
+    rig g = rig_open(&f, &o);
     static ask a[2];
     answer *all[2] = {&crowded[0], &crowded[1]};
     make_ask(&a[0], 1, 5, 0, 20);
@@ -467,13 +581,21 @@ static void test_broken_logits_end_one_request(void **state)
     rig_close(&g);
 }
 
-static void test_lost_group(void **state)
+static void test_broken_logits_end_one_request(void **state)
 {
     (void)state;
+    broken_logits(false);
+    broken_logits(true);
+}
+
+static void lost_group(bool pick, int at_step, int at_end)
+{
     tm_engine_opts o = small_opts();
     o.max_batch_size = 2;
     fake_opts f = roomy;
-    f.fail_at_step = 4;
+    f.pick = pick;
+    f.fail_at_step = at_step;
+    f.fail_at_end = at_end;
     rig g = rig_open(&f, &o);
     answer *all[5];
     fake_hold(true);
@@ -494,6 +616,14 @@ static void test_lost_group(void **state)
     rig_close(&g);
 }
 
+static void test_lost_group(void **state)
+{
+    (void)state;
+    lost_group(false, 4, 0);
+    lost_group(true, 4, 0); /* at its begin, with one in flight */
+    lost_group(true, 0, 4); /* at its end, with one behind it */
+}
+
 static void test_watchdog_limit(void **state)
 {
     (void)state;
@@ -508,12 +638,13 @@ static void test_watchdog_limit(void **state)
     assert_int_equal(tm_watchdog_limit_ms(h, 64, 1), 14000);
 }
 
-static void test_watchdog_ends_group(void **state)
+static void watchdog_ends_group(bool pick)
 {
-    (void)state;
     tm_engine_opts o = small_opts();
     o.watchdog_ms = 200;
-    rig g = rig_open(&roomy, &o);
+    fake_opts f = roomy;
+    f.pick = pick;
+    rig g = rig_open(&f, &o);
     ask a;
     make_ask(&a, 1, 5, 0, 30);
     run_alone(&g, &a.r, &alone[0]);
@@ -527,6 +658,13 @@ static void test_watchdog_ends_group(void **state)
         tm_sleep_ms(50);
     assert_true(fake_comm_aborted());
     rig_close(&g);
+}
+
+static void test_watchdog_ends_group(void **state)
+{
+    (void)state;
+    watchdog_ends_group(false);
+    watchdog_ends_group(true);
 }
 
 /* ---- several ranks */
@@ -575,7 +713,7 @@ static void test_followers(void **state)
     answer *all[CROWD];
     rng r = {4};
     for (int i = 0; i < CROWD; i++) {
-        random_ask(&asks[i], &r, (uint64_t)i + 1);
+        random_greedy_ask(&asks[i], &r, (uint64_t)i + 1);
         all[i] = &crowded[i];
         assert_int_equal(drive_submit(g.e, &asks[i].r, all[i], NULL), TM_OK);
     }
@@ -583,7 +721,7 @@ static void test_followers(void **state)
     ask greedy;
     make_ask(&greedy, CROWD + 1, 5, 0, 4);
     run_alone(&g, &greedy.r, &alone[0]);
-    assert_true(fake_picks(0) >= 4);
+    assert_true(fake_picks(0) >= 4 && fake_ahead(0) > 20);
     rig_close(&g);
     for (int i = 1; i < N; i++) {
         pthread_join(threads[i], NULL);
@@ -593,6 +731,7 @@ static void test_followers(void **state)
         assert_int_equal(fake_steps(i), fake_steps(0));
         assert_int_equal(fake_tokens(i), fake_tokens(0));
         assert_int_equal(fake_picks(i), fake_picks(0)); /* every rank takes part in the same way */
+        assert_int_equal(fake_ahead(i), fake_ahead(0));
     }
 }
 
@@ -781,6 +920,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_crowd),
+        cmocka_unit_test(test_ahead),
         cmocka_unit_test(test_continuation),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_queue_bound),

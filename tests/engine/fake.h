@@ -19,6 +19,7 @@ typedef struct fake_opts {
     int blocks;       /* that fit into the memory of rank 0 ... */
     int blocks_rank1; /* ... and of the others; 0 = the same */
     int fail_at_step; /* forward number that fails on rank 0, from 1; 0 = none */
+    int fail_at_end;  /* the same of tm_model_end */
     bool fail_open_rank1;
     bool pick; /* the device chooses the largest logit itself */
 } fake_opts;
@@ -34,6 +35,7 @@ void fake_let_one_step(void); /* one forward passes; returns when the next one w
 int fake_steps(int rank);
 long fake_tokens(int rank); /* computed in all */
 int fake_picks(int rank);   /* steps of picks */
+int fake_ahead(int rank);   /* of those, begun while another one was in flight */
 int fake_errors(void);      /* wrong positions, rows or blocks seen in forward */
 
 /* A group of n ranks. The handles are freed by tm_comm_destroy, the group with the last of them. */

@@ -38,7 +38,7 @@ static struct {
     pthread_cond_t cond;
     bool hold, held;
     int pass; /* forwards that may go although held */
-    int steps[RANKS], picks[RANKS];
+    int steps[RANKS], picks[RANKS], ahead[RANKS];
     long tokens[RANKS];
     int errors;
 } g = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
@@ -53,6 +53,7 @@ void fake_reset(const fake_opts *opts)
     memset(g.steps, 0, sizeof(g.steps));
     memset(g.tokens, 0, sizeof(g.tokens));
     memset(g.picks, 0, sizeof(g.picks));
+    memset(g.ahead, 0, sizeof(g.ahead));
     pthread_mutex_unlock(&g.lock);
 }
 
@@ -109,6 +110,14 @@ int fake_picks(int rank)
 {
     pthread_mutex_lock(&g.lock);
     int n = g.picks[rank];
+    pthread_mutex_unlock(&g.lock);
+    return n;
+}
+
+int fake_ahead(int rank)
+{
+    pthread_mutex_lock(&g.lock);
+    int n = g.ahead[rank];
     pthread_mutex_unlock(&g.lock);
     return n;
 }
@@ -286,6 +295,7 @@ tm_status tm_model_begin(tm_model *m, const tm_batch *b)
     tm_status st = compute(m, b, NULL);
     pthread_mutex_lock(&g.lock);
     g.picks[m->rank]++;
+    g.ahead[m->rank] += m->begun - m->ended == 1;
     pthread_mutex_unlock(&g.lock);
     m->n_picks = f->n = b->n_logits;
     for (int r = 0; r < b->n_logits; r++) {
@@ -307,7 +317,10 @@ tm_status tm_model_end(tm_model *m, int32_t *picked)
     if (picked)
         memcpy(picked, f->picked, (size_t)f->n * sizeof(*picked));
     m->ended++;
-    return TM_OK;
+    pthread_mutex_lock(&g.lock);
+    bool fails = m->rank == 0 && m->ended == g.o.fail_at_end;
+    pthread_mutex_unlock(&g.lock);
+    return fails ? TM_STATUS_UNAVAILABLE : TM_OK;
 }
 
 int tm_model_in_flight(const tm_model *m)

@@ -16,7 +16,10 @@ static void check_running(const tm_sched *s, int *refs, int64_t *pending)
         const tm_seq *q = s->running[i];
         assert_int_equal(q->state, TM_SEQ_RUNNING);
         assert_true(i == 0 || tm_sched_before(s->running[i - 1], q));
-        assert_true(q->n_computed < q->n_tokens && q->n_tokens <= q->max_len);
+        /* A scored prompt is complete while its last step is in flight. */
+        assert_true(q->n_computed < q->n_tokens + (q->max_tokens == 0 && s->in_flight > 0));
+        assert_true(q->n_tokens <= q->max_len);
+        assert_true(!q->awaits || s->in_flight > 0);
         assert_true(q->n_blocks * q->block_tokens >= q->n_computed);
         assert_true(q->n_published <= q->n_blocks && q->n_published <= q->n_keys);
         *pending += q->n_tokens - q->n_computed;

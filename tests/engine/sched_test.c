@@ -3,7 +3,10 @@
  * The fake model's KV cache is what the real one's is, a place per (block, slot); it stores token and position.
  * A sampled token is a hash of everything that the block table leads to, so a wrong, stale or doubly owned block
  * changes the answer. Every sequence must give exactly the tokens that its history alone determines, whatever
- * was preempted, cached, shared or cancelled around it. */
+ * was preempted, cached, shared or cancelled around it.
+ *
+ * A step is computed when it is planned, as on a device whose steps follow each other in the order they are enqueued; its
+ * tokens are told when it is retired. In worlds that run ahead another step is planned in between. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,13 +37,25 @@ typedef struct client {
     uint64_t submit_step, finish_step;
 } client;
 
+enum { SEQS_MAX = 16, LOGITS_MAX = 64 };
+
+/* A step that was computed and is not retired. */
+typedef struct pending {
+    tm_step step;
+    int32_t sampled[SEQS_MAX];
+} pending;
+
 typedef struct world {
     tm_sched *s;
     tm_sched_opts o;
     tm_seq_limits limits;
     tm_plan_buf buf;
     slot *kv;
-    int32_t *sampled;
+    bool ahead;
+    rng *mood; /* of worlds that run ahead: now and then they do not */
+    pending pend[2];
+    int n_pend;
+    int32_t picks[LOGITS_MAX]; /* of the last step, by logits row */
     uint64_t step;
     client *clients;
     int n_clients;
@@ -74,8 +89,8 @@ static void world_open(world *w, const tm_sched_opts *o, int max_len, bool cachi
     assert_int_equal(tm_sched_create(&w->s, o, NULL), TM_OK);
     assert_int_equal(tm_plan_buf_init(&w->buf, &pl, NULL), TM_OK);
     w->kv = calloc((size_t)(o->n_blocks * o->block_tokens), sizeof(*w->kv));
-    w->sampled = calloc((size_t)o->max_seqs, sizeof(*w->sampled));
-    assert_true(w->kv && w->sampled);
+    assert_non_null(w->kv);
+    assert_true(o->max_seqs <= SEQS_MAX && o->max_seqs + o->max_prompt_rows <= LOGITS_MAX);
 }
 
 static void world_close(world *w)
@@ -90,7 +105,6 @@ static void world_close(world *w)
     tm_sched_destroy(w->s);
     tm_plan_buf_deinit(&w->buf);
     free(w->kv);
-    free(w->sampled);
 }
 
 static tm_status submit(world *w, client *c, const tm_seq_opts *base)
@@ -163,7 +177,8 @@ static void fake_forward(world *w, const tm_batch *b)
     for (int i = 0; i < b->n_seqs; i++)
         for (int r = b->seq_begin[i]; r < b->seq_begin[i + 1]; r++) {
             int p = b->positions[r], bt = w->o.block_tokens;
-            w->kv[b->blocks[i * b->max_blocks + p / bt] * bt + p % bt] = (slot){b->tokens[r], p};
+            int32_t token = b->tokens[r] < 0 ? w->picks[-1 - b->tokens[r]] : b->tokens[r];
+            w->kv[b->blocks[i * b->max_blocks + p / bt] * bt + p % bt] = (slot){token, p};
         }
 }
 
@@ -194,9 +209,9 @@ static void check_budget(const world *w, const tm_step *step)
     assert_true(step->n_logits <= w->o.max_seqs + w->o.max_prompt_rows);
 }
 
-static void take_rows(world *w, const tm_batch *b, const tm_step *step, int i)
+static void take_rows(world *w, const tm_batch *b, pending *p, int i)
 {
-    const tm_step_seq *e = &step->seqs[i];
+    const tm_step_seq *e = &p->step.seqs[i];
     client *c = e->seq->user;
     for (int k = 0; k < e->prompt_rows; k++) {
         int row = b->logit_rows[e->first_logit + k];
@@ -205,15 +220,23 @@ static void take_rows(world *w, const tm_batch *b, const tm_step *step, int i)
         c->rows_seen++;
         assert_int_equal(fake_logits(w, b, i, row), next_token(c->prompt, e->prompt_pos + k + 1));
     }
-    w->sampled[i] = TM_SAMPLED_NONE;
+    p->sampled[i] = TM_SAMPLED_NONE;
     if (e->sample_logit >= 0) {
         int row = b->logit_rows[e->sample_logit];
         assert_int_equal(row, b->seq_begin[i + 1] - 1);
-        w->sampled[i] = fake_logits(w, b, i, row);
-        assert_true(c->n_seen < c->n_expected);
-        assert_int_equal(w->sampled[i], c->expected[c->n_seen]);
-        c->n_seen++;
+        p->sampled[i] = fake_logits(w, b, i, row);
     }
+}
+
+static void see_token(const tm_step_seq *e, int32_t token)
+{
+    client *c = e->seq->user;
+    if (e->sample_logit < 0)
+        return;
+    assert_true(c->n_seen < c->n_expected);
+    assert_int_equal(token, c->expected[c->n_seen]);
+    assert_int_equal(e->position, c->n_seen);
+    c->n_seen++;
 }
 
 static void finish(world *w, tm_step_seq *e)
@@ -228,30 +251,60 @@ static void finish(world *w, tm_step_seq *e)
     c->seq = NULL;
 }
 
-static int run_step(world *w)
+static bool begin_step(world *w)
 {
-    tm_step step;
+    pending *p = &w->pend[w->n_pend];
     tm_batch b;
     tm_plan_kind kind;
     uint64_t number;
     tm_err err = TM_ERR_INIT;
-    tm_sched_plan(w->s, ++w->step, &w->buf, &step);
-    if (step.n_tokens == 0)
-        return 0;
+    tm_sched_plan(w->s, ++w->step, &w->buf, &p->step);
+    if (p->step.n_tokens == 0)
+        return false;
+    tm_plan_pick(&w->buf);
     if (tm_plan_parse(&w->buf, w->buf.len, &kind, &number, &b, &err) != TM_OK)
         fail_msg("%s", err.msg);
     assert_int_equal(number, w->step);
-    check_budget(w, &step);
+    check_budget(w, &p->step);
     check_writes(w, &b);
     fake_forward(w, &b);
-    for (int i = 0; i < step.n_seqs; i++)
-        take_rows(w, &b, &step, i);
-    tm_sched_retire(w->s, &step, w->sampled);
-    for (int i = 0; i < step.n_seqs; i++)
-        if (step.seqs[i].end != TM_SEQ_GOES_ON)
-            finish(w, &step.seqs[i]);
-    w->max_seen_tokens = TM_MAX(w->max_seen_tokens, step.n_tokens);
-    return step.n_tokens;
+    for (int i = 0; i < p->step.n_seqs; i++)
+        take_rows(w, &b, p, i);
+    for (int i = 0; i < p->step.n_seqs; i++)
+        if (p->step.seqs[i].sample_logit >= 0)
+            w->picks[p->step.seqs[i].sample_logit] = p->sampled[i];
+    w->max_seen_tokens = TM_MAX(w->max_seen_tokens, p->step.n_tokens);
+    w->n_pend++;
+    return true;
+}
+
+static void end_step(world *w)
+{
+    pending p = w->pend[0];
+    for (int i = 0; i < p.step.n_seqs; i++)
+        if (p.step.seqs[i].seq)
+            see_token(&p.step.seqs[i], p.sampled[i]);
+    tm_sched_retire(w->s, &p.step, p.sampled);
+    for (int i = 0; i < p.step.n_seqs; i++)
+        if (p.step.seqs[i].seq && p.step.seqs[i].end != TM_SEQ_GOES_ON)
+            finish(w, &p.step.seqs[i]);
+    w->pend[0] = w->pend[1];
+    w->n_pend--;
+}
+
+/* Ends a step and returns its tokens. */
+static int run_step(world *w)
+{
+    if (w->n_pend == 0 && !begin_step(w))
+        return 0;
+    int n = w->pend[0].step.n_tokens;
+    if (w->ahead && (!w->mood || rng_below(w->mood, 5) > 0)) {
+        tm_sched_advance(w->s, &w->pend[0].step);
+        sched_check(w->s);
+        begin_step(w);
+    }
+    end_step(w);
+    return n;
 }
 
 static void drain(world *w)
@@ -326,6 +379,8 @@ static void one_schedule(uint64_t seed)
     world_open(&w, &o, rng_between(&r, bt + 2, 20 * bt), rng_below(&r, 4) != 0);
     w.clients = calloc(CLIENTS, sizeof(*w.clients));
     w.n_clients = CLIENTS;
+    w.ahead = seed % 2 == 1;
+    w.mood = seed % 4 == 1 ? &r : NULL;
     int next = 0;
     while (next < CLIENTS) {
         for (int n = rng_below(&r, 4); n > 0 && next < CLIENTS; n--, next++) {
@@ -618,17 +673,135 @@ static void test_plan_checks(void **state)
         int32_t old = w.buf.data[at];
         w.buf.data[at] = rng_below(&r, 2) ? (int32_t)rng_u64(&r) : old + rng_between(&r, -3, 3);
         tm_status st = tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL);
-        if (st == TM_OK && kind != TM_PLAN_STOP)
+        if (st == TM_OK && kind != TM_PLAN_STOP && kind != TM_PLAN_DRAIN)
             fake_forward(&w, &b); /* whatever is accepted is safe to run (address sanitizer) */
         refused += st != TM_OK;
         w.buf.data[at] = old;
     }
     assert_true(refused > 5000);
-    fake_forward(&w, &b);
+    size_t at_tokens = (size_t)(b.tokens - w.buf.data);
+    w.buf.picks = 0; /* nothing to refer to */
+    w.buf.data[at_tokens] = TM_TOKEN_PICKED(0);
+    assert_int_equal(tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL), TM_STATUS_INTERNAL);
+    w.buf.picks = 1;
+    assert_int_equal(tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL), TM_OK);
     for (int i = 0; i < 3; i++) {
         tm_sched_cancel(w.s, clients[i].seq);
         tm_seq_destroy(clients[i].seq);
     }
+    world_close(&w);
+}
+
+/* ---- running ahead */
+
+/* A prompt whose answer ends with a stop id after 3 to 8 tokens. */
+static client *add_stopping_client(world *w, int index, tm_seq_opts *o)
+{
+    for (int first = 0; first < 2000; first++) {
+        client *c = &w->clients[index];
+        c->n_prompt = 5;
+        c->max_tokens = 40;
+        for (int i = 0; i < 5; i++)
+            c->prompt[i] = (first / (i + 1) + i) % VOCAB;
+        assert_int_equal(submit(w, c, o), TM_OK);
+        if (c->n_expected >= 3 && c->n_expected <= 8)
+            return c;
+        tm_sched_cancel(w->s, c->seq);
+        tm_seq_destroy(c->seq);
+        memset(c, 0, sizeof(*c));
+    }
+    fail_msg("no prompt gives a short answer");
+    return NULL;
+}
+
+/* The step behind the one that gave the stop id computes a row more. It is dropped, its block is free again, and with
+ * blocks of one token the prefix tree holds every token that was computed but that one. */
+static void test_stop_in_flight(void **state)
+{
+    (void)state;
+    client clients[2] = {0};
+    tm_sched_opts so = small;
+    so.block_tokens = 1;
+    world w;
+    world_open(&w, &so, 64, true);
+    w.clients = clients;
+    w.ahead = true;
+    tm_seq_opts o = {0};
+    client *c = add_stopping_client(&w, 0, &o);
+    while (!c->finished)
+        assert_true(run_step(&w) > 0);
+    assert_int_equal(w.n_pend, 1); /* the row for nothing */
+    assert_int_equal(w.pend[0].step.n_tokens, 1);
+    assert_null(w.pend[0].step.seqs[0].seq);
+    tm_sched_stats st;
+    tm_sched_stats_get(w.s, &st);
+    assert_int_equal(st.blocks_used, 0);
+    assert_int_equal(st.blocks_cached, c->n_prompt + c->n_expected - 1);
+    /* The same and one token more, in the blocks that are left, while that step is in flight. */
+    o.ignore_eos = true;
+    memcpy(clients[1].prompt, c->prompt, sizeof(c->prompt));
+    memcpy(clients[1].prompt + 5, c->expected, (size_t)c->n_expected * sizeof(int32_t));
+    clients[1].n_prompt = 5 + c->n_expected;
+    clients[1].max_tokens = 20;
+    assert_int_equal(submit(&w, &clients[1], &o), TM_OK);
+    assert_int_equal(run_step(&w), 1);
+    assert_int_equal(run_step(&w), 1); /* all but the stop id is cached */
+    drain(&w);
+    assert_true(clients[1].finished);
+    world_close(&w);
+}
+
+/* An end by length is foreseen: no row is computed for nothing. */
+static void test_length_in_flight(void **state)
+{
+    (void)state;
+    client clients[3] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    w.ahead = true;
+    tm_seq_opts o = {.ignore_eos = true};
+    for (int i = 0; i < 3; i++)
+        add_client(&w, i, 10 + i, 1 + 4 * i, 20 * i, &o);
+    int tokens = 0;
+    for (int n; (n = run_step(&w)) > 0; tokens += n)
+        sched_check(w.s);
+    assert_int_equal(tokens, 10 + 11 + 12 + 0 + 4 + 8);
+    world_close(&w);
+}
+
+/* Cancelled while two steps know it, and one that failed. */
+static void test_leaving_in_flight(void **state)
+{
+    (void)state;
+    client clients[2] = {0};
+    world w;
+    world_open(&w, &small, 256, true);
+    w.clients = clients;
+    w.ahead = true;
+    tm_seq_opts o = {.ignore_eos = true};
+    for (int i = 0; i < 2; i++)
+        add_client(&w, i, 10, 20, 20 * i, &o);
+    run_step(&w);
+    tm_sched_advance(w.s, &w.pend[0].step);
+    assert_true(begin_step(&w));
+    tm_sched_cancel(w.s, clients[0].seq);
+    tm_seq_destroy(clients[0].seq);
+    for (int f = 0; f < 2; f++)
+        assert_null(w.pend[f].step.seqs[0].seq);
+    sched_check(w.s);
+    w.pend[0].sampled[1] = TM_SAMPLED_FAILED;
+    w.pend[0].sampled[0] = TM_SAMPLED_NONE;
+    tm_step failing = w.pend[0].step;
+    tm_sched_retire(w.s, &failing, w.pend[0].sampled);
+    assert_true(failing.seqs[1].failed && failing.seqs[1].seq == clients[1].seq);
+    assert_null(w.pend[1].step.seqs[1].seq);
+    tm_seq_destroy(clients[1].seq);
+    assert_null(tm_sched_any(w.s));
+    w.pend[0] = w.pend[1];
+    w.n_pend--;
+    assert_int_equal(run_step(&w), 2);
+    assert_int_equal(run_step(&w), 0);
     world_close(&w);
 }
 
@@ -645,6 +818,9 @@ int main(void)
         cmocka_unit_test(test_priority),
         cmocka_unit_test(test_no_starvation),
         cmocka_unit_test(test_plan_checks),
+        cmocka_unit_test(test_stop_in_flight),
+        cmocka_unit_test(test_length_in_flight),
+        cmocka_unit_test(test_leaving_in_flight),
         cmocka_unit_test(test_random_schedules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

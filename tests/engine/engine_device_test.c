@@ -1,0 +1,270 @@
+/* The engine on a device that chooses tokens itself, with steps that run ahead, by one rank and by TM_RANKS (2): the same
+ * tokens and ends as when every step is waited for, alone and in a crowd that shares prefixes, is thrown out of a small
+ * pool, and loses requests on the way. A model of TM_SHARED/testdata/families where it is there, for it is small; else
+ * demo-20m with less of everything.
+ *
+ * Run as `engine_device_test rank TP` under mpirun it is one rank; its exit status says what came out. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/file.h"
+#include "tests/engine/drive.h"
+#include "tests/engine/rng.h"
+
+#define NO_DEVICE  77
+#define CROWD_MAX  10
+#define PROMPT_MAX 64
+
+#ifdef TM_MPIRUN
+
+typedef struct ask {
+    int32_t prompt[PROMPT_MAX];
+    tm_request r;
+} ask;
+
+static ask g_asks[CROWD_MAX];
+static answer g_alone[CROWD_MAX], g_got[CROWD_MAX];
+static int g_crowd, g_tokens;
+
+static void choose_model(char *dir, size_t size)
+{
+    const char *root = getenv("TM_SHARED");
+    char config[1100];
+    snprintf(dir, size, "%s/testdata/families/llama3.1-rope", root ? root : "");
+    snprintf(config, sizeof(config), "%s/config.json", dir);
+    bool small = root && tm_file_exists(config);
+    if (!small)
+        snprintf(dir, size, "models/demo-20m");
+    g_crowd = small ? CROWD_MAX : 3;
+    g_tokens = small ? 32 : 6;
+}
+
+static tm_status open_engine(tm_engine **e, tm_comm *comm, int blocks, tm_err *err)
+{
+    char dir[1024];
+    tm_engine_opts o = tm_engine_opts_default();
+    choose_model(dir, sizeof(dir));
+    o.model.dir = dir;
+    o.model.backend = "cuda";
+    o.model.dtype = "bfloat16";
+    o.model.device.share = getenv("TM_SHARE_GPU") != NULL;
+    o.model.block_tokens = 8;
+    o.model.session_len = 128;
+    o.max_batch_size = 4;
+    o.max_prefill_token_num = 32;
+    o.cache_max_entry_count = blocks;
+    return tm_engine_open(e, &o, comm, err);
+}
+
+static void make_asks(rng *r, int vocab)
+{
+    for (int i = 0; i < g_crowd; i++) {
+        ask *a = &g_asks[i];
+        int n = rng_between(r, 3, 50), family = rng_below(r, 2);
+        for (int k = 0; k < n; k++)
+            a->prompt[k] = (family * 911 + k * 37 + 5) % vocab;
+        a->prompt[n - 1] = rng_below(r, vocab);
+        a->r = (tm_request){.id = (uint64_t)i + 1,
+                            .prompt = a->prompt,
+                            .prompt_len = (size_t)n,
+                            .max_tokens = rng_between(r, 2, g_tokens),
+                            .sampling = tm_sampling_default()};
+        a->r.sampling.temperature = 0.0f;
+        a->r.sampling.ignore_eos = true;
+    }
+}
+
+static void run_alone(tm_engine *e, tm_request r, answer *a)
+{
+    tm_err err = TM_ERR_INIT;
+    if (drive_submit(e, &r, a, &err) != TM_OK)
+        fail_msg("%s", err.msg);
+    drive_all(e, &a, 1);
+}
+
+static void expect_same(const answer *got, const answer *want)
+{
+    assert_int_equal(got->n, want->n);
+    assert_int_equal(got->finish, want->finish);
+    assert_memory_equal(got->tokens, want->tokens, (size_t)want->n * sizeof(int32_t));
+}
+
+/* With log-probabilities asked for the host chooses, and every step is waited for. Then some answers get a stop id in the
+ * middle. */
+static void alone(tm_engine *e)
+{
+    static int32_t stops[CROWD_MAX];
+    for (int i = 0; i < g_crowd; i++) {
+        tm_request r = g_asks[i].r;
+        r.sampling.logprobs = 0;
+        r.id = 100;
+        run_alone(e, r, &g_alone[i]);
+        assert_int_equal(g_alone[i].n, r.max_tokens);
+        if (i % 2 == 0) {
+            answer *a = &g_alone[i];
+            stops[i] = a->tokens[a->n / 2];
+            g_asks[i].r.stop_ids = &stops[i];
+            g_asks[i].r.stop_count = 1;
+            for (a->n = 1; a->tokens[a->n - 1] != stops[i];)
+                a->n++;
+            a->finish = TM_FINISH_STOP;
+        }
+        run_alone(e, g_asks[i].r, &g_got[i]);
+        expect_same(&g_got[i], &g_alone[i]);
+    }
+}
+
+/* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took alone,
+ * the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends there. */
+static void expect_as_good(tm_engine *e, const ask *a, const answer *got, const answer *want)
+{
+    static int32_t text[PROMPT_MAX + 64];
+    static answer score[2];
+    int at = 0, n = (int)a->r.prompt_len;
+    while (at < got->n && at < want->n && got->tokens[at] == want->tokens[at])
+        at++;
+    if (at == got->n && (at == want->n || got->finish == TM_FINISH_CANCELLED))
+        return;
+    assert_true(at < got->n && at < want->n);
+    for (int k = 0; k < 2; k++) {
+        memcpy(text, a->prompt, (size_t)n * sizeof(*text));
+        memcpy(text + n, k ? want->tokens : got->tokens, (size_t)(at + 1) * sizeof(*text));
+        tm_request r = {.id = 200,
+                        .prompt = text,
+                        .prompt_len = (size_t)(n + at + 1),
+                        .sampling = tm_sampling_default()};
+        r.sampling.prompt_logprobs = 0;
+        run_alone(e, r, &score[k]);
+    }
+    float d = score[1].prompt_logprobs[n + at] - score[0].prompt_logprobs[n + at];
+    printf("request %d leaves at token %d: %g\n", (int)a->r.id, at, (double)d);
+    assert_true(d < 0.05f);
+}
+
+static void crowd(tm_engine *e, rng *r)
+{
+    answer *all[CROWD_MAX];
+    tm_engine_stats st;
+    for (int i = 0; i < g_crowd; i++) {
+        all[i] = &g_got[i];
+        assert_int_equal(drive_submit(e, &g_asks[i].r, &g_got[i], NULL), TM_OK);
+        if (i % 4 == 3)
+            tm_engine_cancel(e, (uint64_t)rng_between(r, 1, i + 1));
+    }
+    drive_all(e, all, g_crowd);
+    for (int i = 0; i < g_crowd; i++)
+        expect_as_good(e, &g_asks[i], &g_got[i], &g_alone[i]);
+    do
+        tm_engine_stats_get(e, &st);
+    while (st.step_age_ms > 0); /* what ran ahead is collected */
+    assert_int_equal(st.running + st.waiting + st.blocks_used, 0);
+    printf("%d steps, %d preemptions, %d tokens from the cache\n", (int)st.steps,
+           (int)st.preemptions, (int)st.cached_tokens);
+}
+
+static int rank_main(int tp)
+{
+    tm_comm *comm = NULL;
+    tm_engine *e = NULL;
+    tm_err err = TM_ERR_INIT;
+    tm_comm_opts co = tm_comm_opts_default();
+    rng r = {rng_seed("engine_device", 3)};
+    const tm_backend *b = tm_backend_find("cuda");
+    tm_device *dev = NULL;
+    const tm_device_opts none = {0};
+    co.step_timeout_ms = 60000;
+    if (!b || b->dev->open(&dev, &none, &err) != TM_OK)
+        return NO_DEVICE;
+    b->dev->close(dev);
+    if (tm_comm_create(&comm, tp, &co, &err) != TM_OK)
+        return 9;
+    /* The largest request and little more fit into the pool. */
+    bool ok = open_engine(&e, comm, 12, &err) == TM_OK;
+    if (!ok)
+        fprintf(stderr, "%s\n", err.msg);
+    if (ok && tm_comm_rank(comm) > 0) {
+        ok = tm_engine_follow(e, &err) == TM_OK;
+    } else if (ok) {
+        make_asks(&r, tm_engine_info_get(e)->model.vocab);
+        alone(e);
+        crowd(e, &r);
+    }
+    tm_engine_close(e);
+    tm_comm_destroy(comm);
+    return ok ? 0 : 9;
+}
+
+/* ---- the test ---- */
+
+static void run_group(int tp)
+{
+    char exe[512], cmd[1200];
+    const char *mpirun = getenv("TM_MPIRUN");
+    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+    assert_true(len > 0);
+    exe[len] = '\0';
+    snprintf(cmd, sizeof(cmd),
+             "ASAN_OPTIONS=detect_leaks=0 timeout -k 2 500 %s -n %d --oversubscribe "
+             "--allow-run-as-root --bind-to none %s rank %d",
+             mpirun ? mpirun : TM_MPIRUN, tp, exe, tp);
+    fflush(stdout);
+    int rc = system(cmd);
+    assert_true(WIFEXITED(rc));
+    if (WEXITSTATUS(rc) == NO_DEVICE) {
+        printf("skipped: no device for each of %d ranks\n", tp);
+        return;
+    }
+    assert_int_equal(WEXITSTATUS(rc), 0);
+}
+
+static void test_one_rank(void **state)
+{
+    (void)state;
+    run_group(1);
+}
+
+static void test_ranks(void **state)
+{
+    (void)state;
+    const char *s = getenv("TM_RANKS");
+    run_group(s ? (int)strtol(s, NULL, 10) : 2);
+}
+#else
+static void test_one_rank(void **state)
+{
+    (void)state;
+    printf("skipped: this build has no MPI\n");
+}
+#endif
+
+int main(int argc, char **argv)
+{
+#ifdef TM_MPIRUN
+    if (argc == 3 && strcmp(argv[1], "rank") == 0)
+        return rank_main((int)strtol(argv[2], NULL, 10));
+#endif
+    (void)argc;
+    (void)argv;
+    setenv("TM_EMU_SHARE", "1",
+           0); /* the emulator's memory can then be opened by other processes */
+    if (getenv("TM_TEST"))
+        cmocka_set_test_filter(getenv("TM_TEST"));
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_rank),
+#ifdef TM_MPIRUN
+        cmocka_unit_test(test_ranks),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
