@@ -60,7 +60,7 @@ static tm_status open_engine(tm_engine **e, tm_comm *comm, int blocks, tm_err *e
     o.model.dtype = "bfloat16";
     o.model.device.share = getenv("TM_SHARE_GPU") != NULL;
     o.model.block_tokens = 8;
-    o.model.session_len = 128;
+    o.model.session_len = 96; /* as much as the pool holds */
     o.max_batch_size = 4;
     o.max_prefill_token_num = 32;
     o.cache_max_entry_count = blocks;
