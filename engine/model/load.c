@@ -280,7 +280,8 @@ size_t tm_load_bytes(const tm_model *m)
     return all;
 }
 
-/* One row of the widest tensor always fits, and one column of the tallest that is turned. */
+/* One row of the widest tensor always fits, and one column of the tallest that is turned. No job of a small model is
+ * larger than all weights, in f32. */
 static size_t buffer_bytes(const tm_model *m)
 {
     const tm_family *f = m->arch.family;
@@ -291,7 +292,7 @@ static size_t buffer_bytes(const tm_model *m)
         widest = TM_MAX(widest, (size_t)cols);
     }
     widest = TM_MAX(widest, (size_t)TM_MAX(m->arch.moe.ffn, m->arch.mla.nope));
-    return widest * sizeof(float);
+    return TM_MIN(widest * sizeof(float), 2 * tm_load_bytes(m));
 }
 
 static int reader_count(const tm_model *m)
