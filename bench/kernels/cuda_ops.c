@@ -1,5 +1,5 @@
-/* tm-bench-cuda [device [sample]]: the CUDA operators alone, or sampling alone, as fractions of the read bandwidth in the
- * same run. For sums over ranks see cuda_allreduce.c.
+/* tm-bench-cuda [sample|layers|rows|attention|experts|linear] [device]: the CUDA operators alone, or some of them, as fractions of the read bandwidth
+ * in the same run. For sums over ranks see cuda_allreduce.c.
  *
  * A case is recorded as a graph of many calls and replayed, so that launches cost what they cost in a decode step.
  * Weights rotate over more memory than any cache holds. Numbers are random: zeros flatter the matrix units. The
@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "engine/backend/backend.h"
+#include "engine/backend/cuda/device.h"
 
 enum { ROUNDS = 9, TOKENS_MAX = 8192, CALLS_MAX = 64 };
 
@@ -157,21 +158,34 @@ typedef struct attention_case {
     tm_kv_layer kv;
 } attention_case;
 
+static tm_attention_args attention_args(const lab *l, const attention_case *c)
+{
+    return (tm_attention_args){.out = l->out,
+                               .qkv = l->x,
+                               .batch = &c->batch,
+                               .kv = &c->kv,
+                               .n_heads = c->s.heads,
+                               .n_kv_heads = c->s.kv_heads,
+                               .head_dim = c->s.d,
+                               .scale = 0.088f};
+}
+
 static void attention_call(lab *l, int call, const void *arg)
 {
     const attention_case *c = arg;
-    tm_attention_args a = {.out = l->out,
-                           .qkv = l->x,
-                           .batch = &c->batch,
-                           .kv = &c->kv,
-                           .n_heads = c->s.heads,
-                           .n_kv_heads = c->s.kv_heads,
-                           .head_dim = c->s.d,
-                           .scale = 0.088f};
+    tm_attention_args a = attention_args(l, c);
     (void)call;
     must(c->s.rows == 1 ? l->b->ops->attention_decode(l->dev, &a)
                         : l->b->ops->attention_prefill(l->dev, &a),
          "attention");
+}
+
+/* The kernel of every processor, where there is one for this one alone. */
+static void attention_plain_call(lab *l, int call, const void *arg)
+{
+    tm_attention_args a = attention_args(l, arg);
+    (void)call;
+    must(TM_CUDA(l->dev, tm_cuda_attention_prefill_launch(&a, &l->dev->ctx)), "attention");
 }
 
 static const int32_t *put(lab *l, const int32_t *host, size_t n)
@@ -231,7 +245,8 @@ static void bench_attention(lab *l)
         {32, 1, 1024, 32, 8, 128},   {64, 1, 4096, 32, 8, 128},    {128, 1, 1024, 32, 8, 128},
         {64, 1, 4096, 64, 8, 128},   {1, 1, 1024, 14, 2, 64},      {32, 1, 1024, 32, 32, 128},
         {1, 1024, 1024, 32, 8, 128}, {1, 2048, 2048, 32, 8, 128},  {1, 8192, 8192, 32, 8, 128},
-        {4, 512, 4096, 32, 8, 128},  {1, 1, 4096, 128, 1, 576},    {32, 1, 4096, 128, 1, 576},
+        {4, 512, 4096, 32, 8, 128},  {16, 512, 512, 32, 8, 128},   {1, 8192, 8192, 32, 8, 64},
+        {1, 8192, 8192, 8, 1, 128},  {1, 1, 4096, 128, 1, 576},    {32, 1, 4096, 128, 1, 576},
         {64, 1, 4096, 16, 1, 576},   {1, 2048, 2048, 128, 1, 576}, {32, 1, 1024, 32, 8, 112},
         {1, 2048, 2048, 32, 8, 112},
     };
@@ -249,7 +264,14 @@ static void bench_attention(lab *l)
         if (c->s.rows == 1)
             printf(" %.2f TB/s = %.0f %%\n", bytes / s * 1e-12, 100 * bytes / s / l->read_rate);
         else
-            printf(" %.0f TFLOP/s\n", flop / s * 1e-12);
+            printf(" %.0f TFLOP/s", flop / s * 1e-12);
+        tm_attention_args a = attention_args(l, c);
+        if (c->s.rows > 1 && tm_cuda_attention_hopper_fits(&a, &l->dev->ctx)) {
+            s = time_calls(l, attention_plain_call, c, 4);
+            printf(" by wgmma; by mma.sync %.1f us %.0f TFLOP/s", s * 1e6, flop / s * 1e-12);
+        }
+        if (c->s.rows > 1)
+            printf("\n");
     }
 }
 
@@ -597,11 +619,21 @@ static void bench_layers(lab *l)
     }
 }
 
+static const struct {
+    const char *name;
+    void (*run)(lab *l);
+} g_parts[] = {{"sample", bench_sample},   {"layers", bench_layers},
+               {"rows", bench_rows},       {"attention", bench_attention},
+               {"experts", bench_experts}, {"linear", bench_linear}};
+
 int main(int argc, char **argv)
 {
-    bool only_sample = argc > 2 && strcmp(argv[2], "sample") == 0;
     if (argc > 1 && strcmp(argv[1], "allreduce") == 0)
         return bench_allreduce(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 15);
+    const char *only =
+        argc > 1 && strtol(argv[1], NULL, 10) == 0 && argv[1][0] != '0' ? argv[1] : "";
+    if (*only)
+        argc--, argv++;
     lab l = {.b = tm_backend_find("cuda"), .pool_bytes = (size_t)4 << 30};
     tm_device_opts o = {.index = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 0};
     tm_err err = TM_ERR_INIT;
@@ -618,16 +650,9 @@ int main(int argc, char **argv)
     fill(&l, l.x, (size_t)TOKENS_MAX * 28672 * 2);
     fill(&l, l.more, (size_t)TOKENS_MAX * 28672 * 2);
     printf("%s: reads %.2f TB/s\n", l.b->dev->describe(l.dev), l.read_rate * 1e-12);
-    bench_sample(&l);
-    if (only_sample) {
-        l.b->dev->close(l.dev);
-        return 0;
-    }
-    bench_layers(&l);
-    bench_rows(&l);
-    bench_attention(&l);
-    bench_experts(&l);
-    bench_linear(&l);
+    for (size_t i = 0; i < TM_ARRAY_LEN(g_parts); i++)
+        if (!*only || strcmp(only, g_parts[i].name) == 0)
+            g_parts[i].run(&l);
     l.b->dev->close(l.dev);
     return 0;
 }

@@ -198,6 +198,9 @@ static void describe_waiters(const block *b, char *out, size_t size)
     if (b->arrived > 0)
         len += (size_t)snprintf(out + len, size - len, "\n  %d threads wait at %s, %s:%d",
                                 b->arrived, b->barrier.what, b->barrier.file, b->barrier.line);
+    if (len < size)
+        hopper_describe(b, out, size);
+    len = strlen(out);
     for (unsigned w = 0; w < b->n_warps; w++)
         for (int i = 0; i < b->warps[w].n_groups && len < size; i++) {
             const group *g = &b->warps[w].groups[i];

@@ -10,7 +10,8 @@
  * where its threads wait); races in shared memory, two threads at the same bytes with no barrier or __syncwarp between
  * (race.c; with GCC and without another sanitizer); memory outside an allocation (no access around each; under the address
  * sanitizer every byte); memory that nobody wrote (device and shared memory begin as bytes 0xff, no number in any dtype);
- * asynchronous copies that are not waited for (nothing is copied before the wait); misaligned vectors; shared memory
+ * asynchronous copies that are not waited for (nothing is copied before the wait); products of a warpgroup whose registers
+ * are used before the wait, and what they read of shared memory without the fence (hopper.c); misaligned vectors; shared memory
  * beyond the limits; a kernel of a dependent launch that does not wait.
  *
  * What it does not show: the order in which another thread sees writes (fences do nothing here that would be missed),
@@ -101,6 +102,17 @@ void emu_copy_wait(int groups);
 
 long long emu_clock_ns(void);
 
+/* Hopper's (hopper.c). Addresses of shared memory as the device counts them. */
+struct CUtensorMap;
+unsigned emu_shared_address(const void *p);
+void emu_mbarrier_init(void *at, int arrivals);
+void emu_mbarrier_arrive(void *at, int bytes);
+void emu_mbarrier_wait(void *at, int parity, emu_site site);
+/* As many threads as said, by the barrier's number, 1 to 15. */
+void emu_turn(int name, int threads, bool wait, emu_site site);
+void emu_fence_async(void);
+void emu_tile_load(void *to, const struct CUtensorMap *map, int x, int y, void *barrier);
+
 /* The exchange of bits: operations of warp.c. */
 struct emu_shuffle {
     uint64_t in, out;
@@ -131,6 +143,15 @@ struct emu_load_matrix {
     int n;
     bool trans;
 };
+
+typedef struct emu_product {
+    float *c;          /* [n / 2] */
+    const uint32_t *a; /* [4], or NULL: in shared memory */
+    uint64_t a_tile, b_tile;
+    int n; /* columns */
+    bool f16, add;
+} emu_product;
+emu_warp_op emu_op_product, emu_op_products_begin, emu_op_products_commit, emu_op_products_wait;
 
 /* Appends a launch to the stream; `data` begins with an emu_launch and is copied, what follows are the arguments. */
 cudaError_t emu_enqueue_launch(cudaStream_t stream, const void *data, size_t bytes);

@@ -1,6 +1,7 @@
 /* See emu_kernels.h. The mistakes are made on purpose. */
 #include "tests/cuda_emu/emu_kernels.h"
 
+#include "engine/backend/cuda/hopper.cuh"
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
 
@@ -176,7 +177,104 @@ __global__ void convert_kernel(float *wide, uint16_t *back, const float *from, u
         rounded[i] = emu_bits<uint16_t>(from_f32<T>(from[i]));
 }
 
+struct tiles_args {
+    CUtensorMap a, b;
+    float *scores, *sums;
+    const uint32_t *pairs; /* a, two numbers at once */
+};
+
+__global__ void tiles_kernel(const __grid_constant__ tiles_args x, emu_tiles mode)
+{
+    constexpr int TILE = 64 * 128;
+    DYNAMIC_SHARED(char, tiles);
+    SHARED(uint64_t[1], full);
+    const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4, pair = t % 4;
+    wait_previous();
+    if (t == 0) {
+        barrier_init(full, 1);
+        barriers_made();
+    }
+    __syncthreads();
+    if (t == 0) {
+        barrier_expect(full, 3 * TILE + (mode == EMU_TILES_BYTES));
+        tile_load(tiles, &x.a, 0, 0, full);
+        tile_load(tiles + TILE, &x.b, 0, 0, full);
+        tile_load(tiles + 2 * TILE, &x.b, 0, 64, full);
+    }
+    barrier_wait(full, 0);
+    __syncthreads();
+    if (t == 7) /* what is there already: piece 0 of row 0 is at its place */
+        *reinterpret_cast<volatile uint32_t *>(tiles) = x.pairs[0];
+    if (mode != EMU_TILES_FENCE)
+        fence_async();
+    if (mode != EMU_TILES_RACE)
+        __syncthreads();
+
+    float scores[64], sums[32] = {};
+    uint32_t part[4];
+    for (int i = 0; i < 4; i++)
+        part[i] = x.pairs[(row + i % 2 * 8) * 32 + pair + i / 2 * 4];
+    if (mode != EMU_TILES_BEGIN)
+        products_begin();
+    for (int k = 0; k < 4; k++) {
+        const uint64_t a = operand_at(tile_operand(tiles, 16), 32 * k),
+                       b = operand_at(tile_operand(tiles + TILE, 16), 32 * k);
+        if (k == 0)
+            product_shared<__nv_bfloat16, false>(scores, a, b);
+        else
+            product_shared<__nv_bfloat16, true>(scores, a, b);
+    }
+    products_commit();
+    product_registers<__nv_bfloat16>(sums, part, tile_operand(tiles + TILE, 2 * TILE));
+    products_commit();
+    products_wait<1>(scores);
+    if (mode == EMU_TILES_CHANGED)
+        part[2]++;
+    if (mode != EMU_TILES_EARLY)
+        products_wait<0>(sums);
+    for (int i = 0; i < 64; i++)
+        x.scores[(row + i / 2 % 2 * 8) * 128 + i / 4 * 8 + pair * 2 + i % 2] = scores[i];
+    for (int i = 0; i < 32; i++)
+        x.sums[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + pair * 2 + i % 2] = sums[i];
+}
+
 } /* namespace */
+
+const char *const emu_tiles_says[EMU_TILES_MODES] = {
+    [EMU_TILES_RIGHT] = "",
+    [EMU_TILES_EARLY] = "",
+    [EMU_TILES_FENCE] = "with no fence_async behind it",
+    [EMU_TILES_BEGIN] = "without products_begin",
+    [EMU_TILES_CHANGED] = "has changed registers",
+    [EMU_TILES_BYTES] = "0 arrivals and 1 bytes to come",
+    [EMU_TILES_RACE] = "with no barrier between",
+};
+
+static cudaError_t make_map(CUtensorMap *map, const uint16_t *p, int rows)
+{
+    const cuuint64_t size[2] = {64, (cuuint64_t)rows}, pitch[1] = {128};
+    const cuuint32_t box[2] = {64, 64}, step[2] = {1, 1};
+    return cuTensorMapEncodeTiled(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                                  const_cast<uint16_t *>(p), size, pitch, box, step,
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
+               ? cudaSuccess
+               : cudaErrorInvalidValue;
+}
+
+cudaError_t emu_tiles_launch(float *scores, float *sums, const uint16_t *a, const uint16_t *b,
+                             emu_tiles mode, const tm_cuda_ctx *c)
+{
+    tiles_args x = {};
+    x.scores = scores;
+    x.sums = sums;
+    x.pairs = reinterpret_cast<const uint32_t *>(a);
+    cudaError_t e = make_map(&x.a, a, 64);
+    if (e == cudaSuccess)
+        e = make_map(&x.b, b, 128);
+    return e ? e : launch_kernel(c, tiles_kernel, dim3(1), 128, 3 * 64 * 128, x, mode);
+}
 
 const char *const emu_mistake_says[EMU_MISTAKES] = {
     [EMU_NO_MISTAKE] = "",

@@ -37,6 +37,21 @@ cudaError_t emu_exchange_launch(uint32_t *out, const uint32_t *in, int threads,
 cudaError_t emu_product_launch(float *c, const uint16_t *a, const uint16_t *b, bool f16, bool loads,
                                const tm_cuda_ctx *ctx);
 cudaError_t emu_transpose_launch(uint16_t *out, const uint16_t *in, const tm_cuda_ctx *c);
+/* One warpgroup: scores [64][128] = a[64][64] b[128][64]^T by tiles in shared memory, sums [64][64] = a' b' where a' are
+ * the first 16 columns of a, in registers, and b' the first 16 rows of b. bf16. */
+typedef enum emu_tiles {
+    EMU_TILES_RIGHT,
+    EMU_TILES_EARLY,   /* the sums are taken before the wait: no numbers */
+    EMU_TILES_FENCE,   /* a thread's stores are not fenced */
+    EMU_TILES_BEGIN,   /* products_begin is missing */
+    EMU_TILES_CHANGED, /* registers change under a product */
+    EMU_TILES_BYTES,   /* the barrier waits for more than was loaded */
+    EMU_TILES_RACE,    /* a store without a barrier to what a product reads */
+    EMU_TILES_MODES
+} emu_tiles;
+cudaError_t emu_tiles_launch(float *scores, float *sums, const uint16_t *a, const uint16_t *b,
+                             emu_tiles mode, const tm_cuda_ctx *c);
+extern const char *const emu_tiles_says[EMU_TILES_MODES];
 /* Three groups of copies, `waits` of them waited for; out: 12 words as they are then. */
 cudaError_t emu_copies_launch(uint32_t *out, const uint32_t *in, int waits, const tm_cuda_ctx *c);
 /* Every block waits until its number of blocks before it have added themselves: the last comes first. */

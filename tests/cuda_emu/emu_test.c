@@ -239,6 +239,50 @@ static void product_test(void **state)
     }
 }
 
+/* Tiles and products of a warpgroup; and that mistakes with them are seen. */
+static void tiles_test(void **state)
+{
+    enum { A = 64 * 64, B = 128 * 64, SCORES = 64 * 128, SUMS = 64 * 64 };
+    uint16_t *a = op_random_array(A, TM_DTYPE_BF16, -2, 2),
+             *b = op_random_array(B, TM_DTYPE_BF16, -2, 2);
+    uint16_t *ga = put(a, A * 2), *gb = put(b, B * 2);
+    float *gs = take(SCORES * 4), *gw = take(SUMS * 4), *s = malloc(SCORES * 4),
+          *w = malloc(SUMS * 4);
+    (void)state;
+    for (int mode = 0; mode < EMU_TILES_MODES; mode++) {
+#ifndef TM_CUDA_EMU_RACES
+        if (mode == EMU_TILES_RACE || mode == EMU_TILES_FENCE)
+            continue;
+#endif
+        ok(emu_tiles_launch(gs, gw, ga, gb, (emu_tiles)mode, &g_ctx));
+        if (mode > EMU_TILES_EARLY) {
+            assert_int_equal(cudaStreamSynchronize(g_ctx.stream), cudaErrorLaunchFailure);
+            if (!strstr(emu_failure(), emu_tiles_says[mode]))
+                fail_msg("mode %d: not '%s' in '%s'", mode, emu_tiles_says[mode], emu_failure());
+            ok(cudaDeviceReset());
+            continue;
+        }
+        get(s, gs, SCORES * 4);
+        get(w, gw, SUMS * 4);
+        for (int i = 0; i < SCORES; i++) {
+            double want = 0;
+            for (int k = 0; k < 64; k++)
+                want += (double)tm_load_f32(a, (size_t)(i / 128 * 64 + k), TM_DTYPE_BF16) *
+                        (double)tm_load_f32(b, (size_t)(i % 128 * 64 + k), TM_DTYPE_BF16);
+            assert_true(fabs(s[i] - want) < 1e-3);
+        }
+        for (int i = 0; i < SUMS; i++) {
+            double want = 0;
+            for (int k = 0; k < 16; k++)
+                want += (double)tm_load_f32(a, (size_t)(i / 64 * 64 + k), TM_DTYPE_BF16) *
+                        (double)tm_load_f32(b, (size_t)(k * 64 + i % 64), TM_DTYPE_BF16);
+            assert_true(mode == EMU_TILES_EARLY ? isnan(w[i]) : fabs(w[i] - want) < 1e-3);
+        }
+    }
+    ok(cudaFree(ga)), ok(cudaFree(gb)), ok(cudaFree(gs)), ok(cudaFree(gw));
+    free(a), free(b), free(s), free(w);
+}
+
 static void transpose_test(void **state)
 {
     (void)state;
@@ -469,7 +513,7 @@ int main(void)
         cmocka_unit_test(transpose_test), cmocka_unit_test(copies_test),
         cmocka_unit_test(convert_test),   cmocka_unit_test(late_test),
         cmocka_unit_test(events_test),    cmocka_unit_test(turns_test),
-        cmocka_unit_test(processes_test),
+        cmocka_unit_test(processes_test), cmocka_unit_test(tiles_test),
     };
     op_seed();
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -56,6 +56,7 @@ static void begin_block(grid *g, block *b)
     b->down = i % 2 == 1;
     b->arrived = b->round = b->value[0] = b->value[1] = 0;
     b->ready_warps = 0;
+    hopper_begin(b);
     for (int k = 0; k < b->size; k++)
         set_up_thread(b, k);
     for (unsigned w = 0; w < b->n_warps; w++) {

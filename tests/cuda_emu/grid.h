@@ -7,7 +7,7 @@
 #include "tests/cuda_emu/emu.h"
 #include "tests/cuda_emu/fiber.h"
 
-enum { WARPS_MAX = EMU_THREADS_MAX / EMU_LANES, SHARED_MAX = 32, RESIDENT_MAX = 64 };
+enum { WARPS_MAX = EMU_THREADS_MAX / EMU_LANES, SHARED_MAX = 32, RESIDENT_MAX = 64, TURNS = 16 };
 
 /* Lanes that meet in one operation; the masks of a warp's groups have no lane in common. */
 typedef struct group {
@@ -29,6 +29,14 @@ typedef struct shared_variable {
     void *at;
 } shared_variable;
 
+/* A barrier of some of the block's threads. */
+typedef struct turn {
+    int arrived, threads;
+    unsigned waiting[WARPS_MAX];
+    uint32_t clock[WARPS_MAX];
+    emu_site site;
+} turn;
+
 #define EMU_ARENA_BYTES ((size_t)512 << 10)
 
 typedef struct grid grid;
@@ -44,10 +52,13 @@ typedef struct block {
     /* The barrier that some have reached; its rounds take turns with the two values. */
     int arrived, round, value[2];
     emu_site barrier;
-    char *arena; /* shared memory, EMU_ARENA_BYTES: the variables with gaps between */
+    turn turns[TURNS];
+    struct hopper *hopper; /* NULL: nothing of it was used; else of hopper.c */
+    char *arena;           /* shared memory, EMU_ARENA_BYTES: the variables with gaps between */
     struct emu_place *
         places; /* who touched it (race.c), by warps' clocks and what a warp knows of the others' */
     uint32_t clock[WARPS_MAX], known[WARPS_MAX][WARPS_MAX];
+    uint32_t fenced[WARPS_MAX]; /* what it wrote before is seen by products and the copy engine */
     size_t arena_used;
     int n_shared;
     shared_variable shared[SHARED_MAX];
@@ -109,6 +120,16 @@ static inline bool grid_same_site(const emu_site *a, const emu_site *b)
 void race_begin(block *b);
 void race_meet(block *b, unsigned warps);
 uint32_t race_tick(void);
+/* One warp passes on all that it knows and has done, to whoever takes it from `clock` later. */
+void race_release(block *b, unsigned warp, uint32_t *clock);
+void race_acquire(block *b, unsigned warp, const uint32_t *clock);
+/* Accesses of the copy engine and of products, for the thread that began them. */
+void race_engine(const void *p, size_t bytes, bool write);
+void race_fence(void);
+
+/* hopper.c: the block begins. */
+void hopper_begin(block *b);
+void hopper_describe(const block *b, char *out, size_t size);
 
 /* t waits until somebody makes it ready. */
 void grid_wait(emu_thread *t);

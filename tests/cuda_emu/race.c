@@ -19,6 +19,9 @@ typedef struct touch {
     uint16_t bytes; /* of the four */
 } touch;
 
+/* In `bytes`: the copy engine or a product did it. */
+enum { BYTES = 0xf, ENGINE = 0x10 };
+
 /* Four bytes of shared memory. */
 struct emu_place {
     touch write, read, other; /* other: the last read from another warp than `read` */
@@ -44,7 +47,7 @@ void race_begin(block *b)
     }
     const uint32_t now = race_tick();
     for (unsigned w = 0; w < b->n_warps; w++) {
-        b->clock[w] = now;
+        b->clock[w] = b->fenced[w] = now;
         for (unsigned u = 0; u < WARPS_MAX; u++) /* blocks before may have had more warps */
             b->known[w][u] = now;
     }
@@ -67,9 +70,30 @@ void race_meet(block *b, unsigned warps)
     }
 }
 
+/* The lanes of a warp are not told apart: what one of them passes on are the deeds of all. */
+void race_release(block *b, unsigned warp, uint32_t *clock)
+{
+    const uint32_t now = race_tick();
+    for (unsigned u = 0; u < b->n_warps; u++)
+        clock[u] = b->known[warp][u] > clock[u] ? b->known[warp][u] : clock[u];
+    clock[warp] = b->clock[warp] = now;
+}
+
+void race_acquire(block *b, unsigned warp, const uint32_t *clock)
+{
+    for (unsigned u = 0; u < b->n_warps; u++)
+        b->known[warp][u] = clock[u] > b->known[warp][u] ? clock[u] : b->known[warp][u];
+}
+
+void race_fence(void)
+{
+    block *b = block_of(emu_self);
+    b->clock[emu_self->warp] = b->fenced[emu_self->warp] = race_tick();
+}
+
 static bool after(const block *b, const emu_thread *t, const touch *o, unsigned me, unsigned bytes)
 {
-    return o->thread == me || !(o->bytes & bytes) ||
+    return o->thread == me || !(o->bytes & bytes & BYTES) ||
            o->clock < b->known[t->warp][o->thread / EMU_LANES];
 }
 
@@ -117,7 +141,7 @@ static void watch_place(block *b, const emu_thread *t, size_t at, unsigned bytes
     x->write = now;
 }
 
-static inline void watch(const void *p, size_t n, bool write)
+static inline void watch(const void *p, size_t n, bool write, unsigned engine)
 {
     const emu_thread *t = g_on ? emu_self : NULL;
     if (!t)
@@ -129,13 +153,30 @@ static inline void watch(const void *p, size_t n, bool write)
     for (size_t at = begin & ~(size_t)3; at < end; at += 4) {
         const unsigned low = at < begin ? (unsigned)(begin - at) : 0,
                        high = end - at < 4 ? (unsigned)(end - at) : 4;
-        watch_place(b, t, at, (1u << high) - (1u << low), write);
+        watch_place(b, t, at, (1u << high) - (1u << low) + engine, write);
     }
+}
+
+/* What threads wrote has to be fenced before. */
+void race_engine(const void *p, size_t bytes, bool write)
+{
+    const emu_thread *t = g_on ? emu_self : NULL;
+    if (!t)
+        return;
+    block *b = block_of(t);
+    const size_t begin = (size_t)((const char *)p - b->arena);
+    for (size_t at = begin & ~(size_t)3; !write && at < begin + bytes; at += 4) {
+        const touch *o = &b->places[at / 4].write;
+        if (!(o->bytes & ENGINE) && o->clock >= b->fenced[o->thread / EMU_LANES] &&
+            o->thread / EMU_LANES < b->n_warps)
+            report(b, at, o, false, "written, with no fence_async behind it, or");
+    }
+    watch(p, bytes, write, ENGINE);
 }
 
 void emu_watch(const void *p, size_t bytes, bool write)
 {
-    watch(p, bytes, write);
+    watch(p, bytes, write, 0);
 }
 
 /* ---- what the compiler calls; with the address sanitizer it does not, and knows these names ---- */
@@ -146,7 +187,7 @@ void emu_watch(const void *p, size_t bytes, bool write)
     void __tsan_##name(const void *p);                                                             \
     void __tsan_##name(const void *p)                                                              \
     {                                                                                              \
-        watch(p, n, write);                                                                        \
+        watch(p, n, write, 0);                                                                     \
     }
 #define ACCESSES(n)                                                                                \
     ACCESS(read##n, n, false)                                                                      \
@@ -193,24 +234,24 @@ void __tsan_func_exit(void)
 void __tsan_read_range(const void *p, size_t n);
 void __tsan_read_range(const void *p, size_t n)
 {
-    watch(p, n, false);
+    watch(p, n, false, 0);
 }
 void __tsan_write_range(const void *p, size_t n);
 void __tsan_write_range(const void *p, size_t n)
 {
-    watch(p, n, true);
+    watch(p, n, true, 0);
 }
 void *__tsan_memcpy(void *to, const void *from, size_t n);
 void *__tsan_memcpy(void *to, const void *from, size_t n)
 {
-    watch(from, n, false);
-    watch(to, n, true);
+    watch(from, n, false, 0);
+    watch(to, n, true, 0);
     return memcpy(to, from, n);
 }
 void *__tsan_memset(void *p, int v, size_t n);
 void *__tsan_memset(void *p, int v, size_t n)
 {
-    watch(p, n, true);
+    watch(p, n, true, 0);
     return memset(p, v, n);
 }
 

@@ -270,6 +270,36 @@ static void attention_test(void **state)
                 attention_one(&g_shapes[i], &g_layouts[j]);
 }
 
+/* Prompts and later chunks of them, ragged: the kernels that take tiles of rows. Every second batch has lengths at the
+ * edges of tiles. */
+static void prompts_test(void **state)
+{
+    static const int groups[][2] = {{2, 2}, {4, 1}, {8, 1}, {8, 2}};
+    const bool slow = !gpu_takes(1 << 20);
+    const int batches = slow ? 2 : 24, most = slow ? 200 : 600;
+    (void)state;
+    for (int i = 0; i < batches; i++) {
+        const int *g = groups[slow ? op_pick(0, 1) : i / 4 % 4];
+        const shape s = {.heads = g[0],
+                         .kv_heads = g[1],
+                         .d = i % 2 ? 64 : 128,
+                         .block_tokens = op_pick(0, 3) ? 64 : 128};
+        layout l = {.n_decode = op_pick(0, 1)};
+        l.n_seqs = l.n_decode + op_pick(1, slow ? 2 : 7);
+        for (int k = 0; k < l.n_seqs; k++) {
+            span *q = &l.seqs[k];
+            if (i / 2 % 2)
+                *q = (span){op_pick(0, 1) ? 64 * op_pick(1, 3) : op_pick(1, 3),
+                            64 * op_pick(0, 3) + op_pick(0, 2)};
+            else
+                *q = (span){op_pick(1, most), op_pick(0, 1) ? op_pick(0, most) : 0};
+            if (k < l.n_decode)
+                q->fresh = 1;
+        }
+        attention_one(&s, &l);
+    }
+}
+
 static void other_shapes_test(void **state)
 {
     (void)state;
@@ -389,6 +419,7 @@ int main(void)
         cmocka_unit_test(rope_test),    cmocka_unit_test(attention_test),
         cmocka_unit_test(fused_test),   cmocka_unit_test(long_decode_test),
         cmocka_unit_test(padding_test), cmocka_unit_test(other_shapes_test),
+        cmocka_unit_test(prompts_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

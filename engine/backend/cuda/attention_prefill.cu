@@ -9,6 +9,7 @@
  * most keys come first in the grid. A sequence's rows are contiguous positions ending at kv_len - 1. */
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/prefill.cuh"
 
 namespace
 {
@@ -17,49 +18,12 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int KEYS = 64; /* of a tile */
 constexpr float LOG2E = 1.4426950408889634f;
 
-struct prefill_args {
-    void *out;
-    const void *qkv, *k, *v;
-    const int32_t *blocks, *seq_begin, *kv_len;
-    const float *alibi;
-    int max_blocks, block_tokens, heads, kv_heads, window, first_seq, seqs;
-    float scale, softcap;
-};
-
 template <int D> struct geometry {
     static constexpr int MT = D <= 128 ? 2 : 1;  /* 16-row pieces of a warp */
     static constexpr int ROWS = WARPS * MT * 16; /* of a block */
     static constexpr int LD = D + 8;             /* row of shared memory, numbers */
     static constexpr size_t SMEM = (size_t)(ROWS + 2 * KEYS) * LD * 2;
 };
-
-struct tile {
-    int seq, row0, rows; /* rows of the batch: row0 .. row0 + rows - 1 */
-    int pos0, len;       /* position of row0; keys of the sequence */
-    const int32_t *blocks;
-};
-
-/* Tile `index` counted from the end, so that within a sequence the longest come first. */
-__device__ bool find_tile(const prefill_args &a, int rows, int index, tile *out)
-{
-    for (int s = a.seqs - 1; s >= a.first_seq; s--) {
-        const int begin = a.seq_begin[s], n = a.seq_begin[s + 1] - begin;
-        const int tiles = (n + rows - 1) / rows;
-        if (index >= tiles) {
-            index -= tiles;
-            continue;
-        }
-        const int at = (tiles - 1 - index) * rows;
-        out->seq = s;
-        out->row0 = begin + at;
-        out->rows = min(rows, n - at);
-        out->len = a.kv_len[s];
-        out->pos0 = out->len - n + at;
-        out->blocks = a.blocks + (size_t)s * a.max_blocks;
-        return true;
-    }
-    return false;
-}
 
 /* KEYS rows of a kv head from key j0 on, zeros behind the sequence. Blocks of KEYS tokens are the common case. */
 template <typename T, int D>
@@ -324,26 +288,24 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(prefill_args a)
 }
 
 template <typename T, int D>
-cudaError_t launch(const prefill_args &a, int tokens, const tm_cuda_ctx *c)
+cudaError_t launch(const prefill_args &a, const tm_batch *b, const tm_cuda_ctx *c)
 {
-    /* Every sequence may end with a tile that is not full. */
-    const int tiles = tokens / geometry<D>::ROWS + a.seqs - a.first_seq;
-    dim3 grid((unsigned)a.heads, (unsigned)tiles);
+    dim3 grid((unsigned)a.heads, (unsigned)tiles_at_most(b, geometry<D>::ROWS));
     return launch_kernel(c, prefill_kernel<T, D>, grid, THREADS, geometry<D>::SMEM, a);
 }
 
 template <typename T>
-cudaError_t launch_dim(const prefill_args &a, int head_dim, int tokens, const tm_cuda_ctx *c)
+cudaError_t launch_dim(const prefill_args &a, int head_dim, const tm_batch *b, const tm_cuda_ctx *c)
 {
     switch (head_dim) {
     case 64:
-        return launch<T, 64>(a, tokens, c);
+        return launch<T, 64>(a, b, c);
     case 96:
-        return launch<T, 96>(a, tokens, c);
+        return launch<T, 96>(a, b, c);
     case 128:
-        return launch<T, 128>(a, tokens, c);
+        return launch<T, 128>(a, b, c);
     case 256:
-        return launch<T, 256>(a, tokens, c);
+        return launch<T, 256>(a, b, c);
     default:
         return cudaErrorInvalidValue;
     }
@@ -364,25 +326,7 @@ extern "C" cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args 
         return cudaSuccess;
     if (a->kv->dtype != c->act)
         return cudaErrorInvalidValue;
-    prefill_args p = {};
-    p.out = a->out;
-    p.qkv = a->qkv;
-    p.k = a->kv->k;
-    p.v = a->kv->v;
-    p.blocks = b->blocks;
-    p.seq_begin = b->seq_begin;
-    p.kv_len = b->kv_len;
-    p.alibi = a->alibi;
-    p.max_blocks = b->max_blocks;
-    p.block_tokens = a->kv->block_tokens;
-    p.heads = a->n_heads;
-    p.kv_heads = a->n_kv_heads;
-    p.window = a->window;
-    p.first_seq = b->n_decode;
-    p.seqs = b->n_seqs;
-    p.scale = a->scale;
-    p.softcap = a->softcap;
-    const int tokens = b->n_tokens - b->n_decode;
-    return c->act == TM_DTYPE_BF16 ? launch_dim<__nv_bfloat16>(p, a->head_dim, tokens, c)
-                                   : launch_dim<__half>(p, a->head_dim, tokens, c);
+    const prefill_args p = prefill_args_of(a);
+    return c->act == TM_DTYPE_BF16 ? launch_dim<__nv_bfloat16>(p, a->head_dim, b, c)
+                                   : launch_dim<__half>(p, a->head_dim, b, c);
 }

@@ -58,6 +58,25 @@ static tm_status probe_device(int index, struct cudaDeviceProp *prop, tm_err *er
     return TM_OK;
 }
 
+/* What the kernels for sm_90a need of the driver; NULL where they cannot run or are not in this build. */
+static void *find_tensor_map(const struct cudaDeviceProp *prop)
+{
+    void *f = NULL;
+#ifdef TM_CUDA_SM90A
+    enum { SINCE = 12000 };
+    enum cudaDriverEntryPointQueryResult found;
+    if (prop->major == 9 && prop->minor == 0 &&
+        (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, SINCE, cudaEnableDefault,
+                                          &found) != cudaSuccess ||
+         found != cudaDriverEntryPointSuccess)) {
+        (void)cudaGetLastError();
+        f = NULL;
+    }
+#endif
+    (void)prop;
+    return f;
+}
+
 /* Stream, scratch and counters; what was taken is given back by cuda_close. */
 static cudaError_t take_resources(tm_device *d, const struct cudaDeviceProp *prop)
 {
@@ -65,6 +84,7 @@ static cudaError_t take_resources(tm_device *d, const struct cudaDeviceProp *pro
     d->ctx.sms = prop->multiProcessorCount;
     d->ctx.dependent_launch = prop->major >= 9;
     cudaError_t e = cudaSetDevice(d->index);
+    d->ctx.tensor_map = find_tensor_map(prop);
     if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&d->ctx.stream, cudaStreamNonBlocking);
     if (e == cudaSuccess)

@@ -26,6 +26,7 @@ typedef struct tm_cuda_ctx {
     float *scratch;       /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
     int *tickets;         /* [TM_CUDA_TICKETS] counters, zero between kernels */
     tm_cuda_profile *profile; /* NULL: nothing is timed */
+    void *tensor_map; /* cuTensorMapEncodeTiled, where the kernels for sm_90a can run; else NULL */
 } tm_cuda_ctx;
 
 cudaError_t tm_cuda_norm_launch(const tm_norm_args *a, const tm_cuda_ctx *c);
@@ -40,6 +41,9 @@ bool tm_cuda_attention_decode_fits(int head_dim, int block_tokens);
 bool tm_cuda_rope_decode_fits(const tm_rope_append_args *r);
 cudaError_t tm_cuda_attention_prefill_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
 bool tm_cuda_attention_prefill_fits(int head_dim);
+/* On Hopper: heads of 64 and 128 without windows, caps and biases, blocks of a multiple of 64 tokens. */
+cudaError_t tm_cuda_attention_hopper_launch(const tm_attention_args *a, const tm_cuda_ctx *c);
+bool tm_cuda_attention_hopper_fits(const tm_attention_args *a, const tm_cuda_ctx *c);
 /* Every block size and head sizes that are multiples of 8 up to TM_CUDA_HEAD_DIM_MAX; of the prompts' sequences, or
  * of the decodes. */
 cudaError_t tm_cuda_attention_any_launch(const tm_attention_args *a, bool decode,

@@ -30,6 +30,8 @@ static tm_status op_rope_append(tm_device *dev, const tm_rope_append_args *a)
 
 static tm_status op_attention_prefill(tm_device *dev, const tm_attention_args *a)
 {
+    if (tm_cuda_attention_hopper_fits(a, &dev->ctx))
+        return TM_CUDA(dev, tm_cuda_attention_hopper_launch(a, &dev->ctx));
     if (tm_cuda_attention_prefill_fits(a->head_dim))
         return TM_CUDA(dev, tm_cuda_attention_prefill_launch(a, &dev->ctx));
     return TM_CUDA(dev, tm_cuda_attention_any_launch(a, false, &dev->ctx));

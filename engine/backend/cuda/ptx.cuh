@@ -1,6 +1,7 @@
 /* Every instruction that CUDA C++ has no name for, and the placing of shared memory: the whole of what the kernels
  * say outside C++. The tests' emulator (tests/cuda_emu) puts a file of the same name in front of this one, so each
- * function here has a twin there; no other file has an asm statement or names __shared__. */
+ * function here has a twin there; no other file has an asm statement or names __shared__, but system.cuh (memory of other
+ * devices) and hopper.cuh (what only sm_90a has). */
 #ifndef TM_ENGINE_BACKEND_CUDA_PTX_CUH
 #define TM_ENGINE_BACKEND_CUDA_PTX_CUH
 

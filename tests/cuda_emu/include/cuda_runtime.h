@@ -308,6 +308,14 @@ template <typename T> inline T atomicSub(T *p, emu_plain<T> v)
 {
     return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);
 }
+inline unsigned atomicInc(unsigned *p, unsigned limit)
+{
+    unsigned old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    while (!__atomic_compare_exchange_n(p, &old, old >= limit ? 0 : old + 1, false,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    }
+    return old;
+}
 template <typename T> inline T atomicExch(T *p, emu_plain<T> v)
 {
     T old;
