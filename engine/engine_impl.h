@@ -102,15 +102,16 @@ void tm_engine_finish(tm_engine *e, tm_live *l, tm_finish finish, tm_status stat
 void tm_engine_copy_stats(tm_engine *e); /* of the scheduler, under the inbox lock */
 
 /* steps.c */
-/* Begins what can be begun and ends one step. Nothing is done, and nothing is in flight, when the scheduler holds nothing. */
+/* Begins what can be begun and ends one step. Nothing is done, and nothing is in flight, when the scheduler holds
+ * nothing. */
 tm_status tm_engine_turn(tm_engine *e, tm_err *err);
 /* Waits for what is in flight; its results are dropped. */
 tm_status tm_engine_collect(tm_engine *e);
 
 /* sampling.c: the sample phase of a step, whose rows are in e->picked (picks) or in e->logits. */
 void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks);
-/* True when the device can choose every token of the step: nothing of its logits is needed but the largest of each row. Such
- * a step runs ahead. */
+/* True when the device can choose every token of the step: nothing of its logits is needed but the largest of each
+ * row. Such a step runs ahead. */
 bool tm_engine_takes_best(const tm_engine *e, const tm_step *step);
 
 #endif

@@ -1,9 +1,9 @@
 /* Steps: plan -> broadcast -> begin -> end -> sample -> retire, with the next one begun before this one has ended.
  *
- * A step of which the device chooses every token needs nothing from here to be followed: the next plan names the tokens
- * by the logits row that chooses them. So while the device computes step n, step n+1 is planned, sent to the other ranks
- * and enqueued behind it, and what step n gave is handed out while the device computes step n+1. The price: a
- * sequence that turns out to have ended takes part in one step more, whose result is dropped.
+ * A step of which the device chooses every token needs nothing from here to be followed: the next plan names the
+ * tokens by the logits row that chooses them. So while the device computes step n, step n+1 is planned, sent to the
+ * other ranks and enqueued behind it, and what step n gave is handed out while the device computes step n+1. The
+ * price: a sequence that turns out to have ended takes part in one step more, whose result is dropped.
  *
  * A step of which logits are wanted here (sampling, log-probabilities, scores) is planned the same way, but begins only
  * when the one in front has ended, and nothing runs ahead of it. Without a device that chooses, every step is one
@@ -170,8 +170,9 @@ static tm_status end_oldest(tm_engine *e, tm_err *err)
     return TM_OK;
 }
 
-/* works[0] is begun, if it is not yet, then the one behind it; then works[0] ends. The watchdog looks at the oldest step, and
- * only while it is waited for: events that nobody reads may hold the engine up for longer than a step may take. */
+/* works[0] is begun, if it is not yet, then the one behind it; then works[0] ends. The watchdog looks at the oldest
+ * step, and only while it is waited for: events that nobody reads may hold the engine up for longer than a step may
+ * take. */
 static tm_status run_pair(tm_engine *e, tm_err *err)
 {
     bool waits = false;

@@ -51,8 +51,8 @@ typedef struct tm_weight {
     void *packed;
 } tm_weight;
 
-/* In tokens of a batch: what logits row `row` of the step before chose (tm_model_begin). A choice that failed is no token:
- * its row computes nothing of use. */
+/* In tokens of a batch: what logits row `row` of the step before chose (tm_model_begin). A choice that failed is no
+ * token: its row computes nothing of use. */
 #define TM_TOKEN_PICKED(row) (-1 - (row))
 
 /* The shape of one step, flat. Arrays are host memory on the CPU backend and device memory on CUDA.

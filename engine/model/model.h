@@ -88,10 +88,11 @@ bool tm_model_can_pick(const tm_model *m);
 #define TM_MODEL_FLIGHTS 2
 
 /* A step of whose logits only the choice of each row is wanted. begin enqueues it and returns at once; batch is free
- * again. Tokens may be TM_TOKEN_PICKED of the step begun just before, whether that one has ended or not. end waits for the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each
- * row's largest logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are
- * in flight, or none. Keys and values are written in the order of the steps: a block may be given to another sequence in
- * a step begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */
+ * again. Tokens may be TM_TOKEN_PICKED of the step begun just before, whether that one has ended or not. end waits for
+ * the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each row's largest
+ * logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are in flight,
+ * or none. Keys and values are written in the order of the steps: a block may be given to another sequence in a step
+ * begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */
 tm_status tm_model_begin(tm_model *m, const tm_batch *batch);
 tm_status tm_model_end(tm_model *m, int32_t *picked);
 int tm_model_in_flight(const tm_model *m);

@@ -156,8 +156,8 @@ tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out);
 tm_status tm_device_step_open(tm_model *m, tm_err *err);
 void tm_device_step_close(tm_model *m);
 bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b);
-/* Enqueues the step: ws.logits and, where the device can choose, ws.picked of all rows. `host` is pinned, and free until
- * the step is done. */
+/* Enqueues the step: ws.logits and, where the device can choose, ws.picked of all rows. `host` is pinned, and free
+ * until the step is done. */
 tm_status tm_device_step_decode(tm_model *m, const tm_batch *b, int32_t *host);
 tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, int32_t *host, tm_batch *out);
 

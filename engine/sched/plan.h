@@ -12,8 +12,8 @@
 #include "common/status.h"
 #include "engine/backend/backend.h"
 
-/* PICK: a step of whose logits only the largest of each row are wanted (tm_model_begin). DRAIN: rank 0 waits for the steps
- * in flight with none behind them, and so do the others. */
+/* PICK: a step of whose logits only the largest of each row are wanted (tm_model_begin). DRAIN: rank 0 waits for the
+ * steps in flight with none behind them, and so do the others. */
 typedef enum tm_plan_kind {
     TM_PLAN_STEP = 1,
     TM_PLAN_STOP = 2,

@@ -1,7 +1,7 @@
-/* The engine on a device that chooses tokens itself, with steps that run ahead, by one rank and by TM_RANKS (2): the same
- * tokens and ends as when every step is waited for, alone and in a crowd that shares prefixes, is thrown out of a small
- * pool, and loses requests on the way. A model of TM_SHARED/testdata/families where it is there, for it is small; else
- * demo-20m with less of everything.
+/* The engine on a device that chooses tokens itself, with steps that run ahead, by one rank and by TM_RANKS (2): the
+ * same tokens and ends as when every step is waited for, alone and in a crowd that shares prefixes, is thrown out of a
+ * small pool, and loses requests on the way. A model of TM_SHARED/testdata/families where it is there, for it is
+ * small; else demo-20m, on the emulator with less of everything.
  *
  * Run as `engine_device_test rank TP` under mpirun it is one rank; its exit status says what came out. */
 #include <setjmp.h>
@@ -46,8 +46,13 @@ static void choose_model(char *dir, size_t size)
     bool small = root && tm_file_exists(config);
     if (!small)
         snprintf(dir, size, "models/demo-20m");
-    g_crowd = small ? CROWD_MAX : 3;
-    g_tokens = small ? 32 : 6;
+#ifdef TM_TEST_FEW
+    bool few = !small;
+#else
+    bool few = false;
+#endif
+    g_crowd = few ? 3 : CROWD_MAX;
+    g_tokens = few ? 6 : 32;
 }
 
 static tm_status open_engine(tm_engine **e, tm_comm *comm, int blocks, tm_err *err)
@@ -100,8 +105,8 @@ static void expect_same(const answer *got, const answer *want)
     assert_memory_equal(got->tokens, want->tokens, (size_t)want->n * sizeof(int32_t));
 }
 
-/* With log-probabilities asked for the host chooses, and every step is waited for. Then some answers get a stop id in the
- * middle. */
+/* With log-probabilities asked for the host chooses, and every step is waited for. Then some answers get a stop id in
+ * the middle. */
 static void alone(tm_engine *e)
 {
     static int32_t stops[CROWD_MAX];
@@ -125,8 +130,9 @@ static void alone(tm_engine *e)
     }
 }
 
-/* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took alone,
- * the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends there. */
+/* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
+ * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
+ * there. */
 static void expect_as_good(tm_engine *e, const ask *a, const answer *got, const answer *want)
 {
     static int32_t text[PROMPT_MAX + 64];
