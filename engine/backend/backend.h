@@ -286,8 +286,8 @@ typedef struct tm_sample_row {
     float min_p;      /* 0: off */
     uint64_t top_p;   /* a fraction; 0: off */
     uint64_t uniform; /* a fraction: where in the cumulative distribution the token is */
-    int32_t
-        logprobs; /* 0: the row gets no detail; else one more than how many of the best logits it lists */
+    /* 0: the row gets no detail; else one more than how many of the best logits it lists. */
+    int32_t logprobs;
     int32_t pad;
 } tm_sample_row;
 
