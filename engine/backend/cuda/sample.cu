@@ -13,8 +13,8 @@
 namespace
 {
 
-constexpr int PART = 256;        /* threads of keys and weigh */
-constexpr int CHUNKS_MAX = 4096; /* a row of 2^19 */
+constexpr int PART = 256; /* threads of keys and weigh */
+constexpr int CHUNKS_MAX = TM_SAMPLE_VOCAB_MAX / CHUNK;
 constexpr int TOP_KEYS = (TM_SAMPLE_TOP_MAX * CHUNK + THREADS - 1) / THREADS;
 
 typedef struct row_state {
