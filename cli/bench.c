@@ -34,11 +34,16 @@ static const tm_opt_row ROWS[] = {
     {"max-tokens", NULL, TM_OPT_INT, OFF(max_tokens), "64", 1, 1 << 20, NULL,
      "http: tokens of each answer."},
     {"duration", NULL, TM_OPT_TIME, OFF(duration_ms), "60s", 1, 1e9, NULL,
-     "http: the run ends after this time."},
+     "http: the run ends after this time; what is not answered then has failed."},
+    {"start-for", NULL, TM_OPT_TIME, OFF(start_ms), "0", 0, 1e9, NULL,
+     "http: no request starts after this time; 0 is no limit."},
     {"prompt-file", NULL, TM_OPT_STR, OFF(prompt_file), NULL, 0, 0, NULL,
      "http: prompts, one a line; default: a short question."},
     {"model", NULL, TM_OPT_STR, OFF(model), "demo-20m", 0, 0, NULL,
      "http: model name of the requests."},
+    {"record", NULL, TM_OPT_STR, OFF(record), NULL, 0, 0, NULL,
+     "http: file that gets every answer, and the tokens so far ten times a second, as lines of "
+     "JSON."},
     TM_LOCAL_ROWS(tm_bench_opts, local),
 };
 const tm_opt_table TM_BENCH_OPTIONS = {

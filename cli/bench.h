@@ -12,8 +12,8 @@ typedef struct tm_bench_opts {
     int64_t steps, prefill, context, batch, repeat;
     /* http */
     double rate;
-    int64_t requests, streams, max_tokens, duration_ms;
-    const char *prompt_file, *model;
+    int64_t requests, streams, max_tokens, duration_ms, start_ms;
+    const char *prompt_file, *model, *record;
 } tm_bench_opts;
 
 int tm_bench_engine(const char *model, const tm_bench_opts *o, int argc, char **argv);

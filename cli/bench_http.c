@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cli/bench.h"
+#include "cli/bench_record.h"
 #include "cli/cmd.h"
 #include "cli/sse.h"
 #include "common/check.h"
@@ -21,6 +22,8 @@ typedef struct stream {
     load *owner;
     CURL *easy;
     tm_sse sse;
+    tm_bench_answer answer;
+    int prompt;
     int64_t begin_ns, first_byte_ns, first_token_ns, last_token_ns;
     int64_t tokens;
     bool busy, finished, failed;
@@ -29,6 +32,7 @@ typedef struct stream {
 struct load {
     const tm_bench_opts *o;
     CURLM *multi;
+    tm_bench_record *record; /* NULL: nothing is recorded */
     struct curl_slist *headers;
     char url[1024];
     char *prompts;
@@ -61,9 +65,11 @@ static void on_event(void *user, char *data, size_t len)
             snprintf(s->owner->first_error, sizeof s->owner->first_error, "%.200s", data);
         return;
     }
+    int64_t now = tm_clock_ns();
+    tm_bench_record_event(s->owner->record, &s->answer, data, now);
     if (strstr(data, "\"content\":\"\"")) /* the role chunk and the last chunk */
         return;
-    s->last_token_ns = tm_clock_ns();
+    s->last_token_ns = now;
     if (!s->first_token_ns)
         s->first_token_ns = s->last_token_ns;
     s->owner->chunks++;
@@ -78,13 +84,13 @@ static size_t on_body(char *p, size_t size, size_t n, void *user)
     return tm_sse_feed(&s->sse, p, n, on_event, s) ? n : 0;
 }
 
-static char *make_body(const load *l, int i)
+static char *make_body(const load *l, int prompt)
 {
-    json_t *r =
-        json_pack("{s:s, s:[{s:s, s:s}], s:b, s:{s:b}, s:I, s:f, s:b}", "model", l->o->model,
-                  "messages", "role", "user", "content", l->prompt[i % l->prompt_count], "stream",
-                  1, "stream_options", "include_usage", 1, "max_completion_tokens",
-                  (json_int_t)l->o->max_tokens, "temperature", 0.0, "ignore_eos", 1);
+    json_t *r = json_pack("{s:s, s:[{s:s, s:s}], s:b, s:{s:b}, s:I, s:f, s:b, s:b}", "model",
+                          l->o->model, "messages", "role", "user", "content", l->prompt[prompt],
+                          "stream", 1, "stream_options", "include_usage", 1,
+                          "max_completion_tokens", (json_int_t)l->o->max_tokens, "temperature", 0.0,
+                          "ignore_eos", 1, "return_token_ids", l->record != NULL);
     char *body = r ? json_dumps(r, JSON_COMPACT) : NULL;
     json_decref(r);
     return body;
@@ -96,13 +102,22 @@ static bool start_one(load *l)
     for (int64_t i = 0; i < l->o->streams && !s; i++)
         if (!l->streams[i].busy)
             s = &l->streams[i];
-    char *body = s ? make_body(l, l->started) : NULL;
+    int prompt = l->started % l->prompt_count;
+    char *body = s ? make_body(l, prompt) : NULL;
     if (!body)
         return false;
     CURL *e = s->easy ? s->easy : curl_easy_init();
     tm_sse sse = s->sse;
+    tm_bench_answer answer = s->answer;
     tm_buf_clear(&sse.line);
-    *s = (stream){.owner = l, .easy = e, .sse = sse, .busy = true, .begin_ns = tm_clock_ns()};
+    tm_bench_answer_clear(&answer);
+    *s = (stream){.owner = l,
+                  .easy = e,
+                  .sse = sse,
+                  .answer = answer,
+                  .prompt = prompt,
+                  .busy = true,
+                  .begin_ns = tm_clock_ns()};
     curl_easy_reset(e);
     curl_easy_setopt(e, CURLOPT_URL, l->url);
     curl_easy_setopt(e, CURLOPT_HTTPHEADER, l->headers);
@@ -117,6 +132,16 @@ static bool start_one(load *l)
     l->active++;
     l->active_max = TM_MAX(l->active_max, l->active);
     return true;
+}
+
+static void record_answer(const stream *s, bool ok)
+{
+    tm_bench_outcome o = {.prompt = s->prompt,
+                          .begin_ns = s->begin_ns,
+                          .first_ns = s->first_token_ns,
+                          .end_ns = tm_clock_ns(),
+                          .ok = ok};
+    tm_bench_record_answer(s->owner->record, &s->answer, &o);
 }
 
 static void end_one(load *l, CURL *e, CURLcode rc)
@@ -143,6 +168,7 @@ static void end_one(load *l, CURL *e, CURLcode rc)
             l->itl_ms[l->n_itl++] =
                 (double)(s->last_token_ns - s->first_token_ns) * 1e-6 / (double)(s->tokens - 1);
     }
+    record_answer(s, ok);
     s->busy = false;
 }
 
@@ -185,15 +211,19 @@ static tm_status load_prompts(load *l, tm_err *err)
 static void drive(load *l)
 {
     const tm_bench_opts *o = l->o;
-    int64_t deadline = tm_clock_ns() + o->duration_ms * 1000000;
     l->begin_ns = tm_clock_ns();
-    while (l->ended < l->started || l->started < o->requests) {
+    int64_t deadline = l->begin_ns + o->duration_ms * 1000000;
+    int64_t last_start = o->start_ms ? l->begin_ns + o->start_ms * 1000000 : INT64_MAX;
+    bool more = true; /* requests to start */
+    while (l->ended < l->started || more) {
         int64_t now = tm_clock_ns();
+        more = more && l->started < o->requests && now < last_start;
+        tm_bench_record_tick(l->record, now);
         if (now > deadline)
             break;
         int64_t due =
             o->rate > 0 ? (int64_t)((double)(now - l->begin_ns) * 1e-9 * o->rate) + 1 : o->requests;
-        while (l->started < o->requests && l->started < due && l->active < o->streams &&
+        while (more && l->started < o->requests && l->started < due && l->active < o->streams &&
                start_one(l))
             ;
         int running, left;
@@ -254,8 +284,12 @@ int tm_bench_http(const char *url, const tm_bench_opts *o)
     tm_status st = !l.multi || !l.streams || !l.ttfb_ms || !l.ttft_ms || !l.itl_ms
                        ? TM_FAIL(&err, TM_STATUS_NO_MEMORY, "out of memory")
                        : load_prompts(&l, &err);
-    for (int64_t i = 0; st == TM_OK && i < o->streams; i++)
+    if (st == TM_OK)
+        st = tm_bench_record_open(o->record, &l.record, &err);
+    for (int64_t i = 0; st == TM_OK && i < o->streams; i++) {
         tm_sse_init(&l.streams[i].sse);
+        tm_bench_answer_init(&l.streams[i].answer);
+    }
     if (st == TM_OK) {
         curl_multi_setopt(l.multi, CURLMOPT_MAXCONNECTS, (long)o->streams);
         drive(&l);
@@ -266,8 +300,13 @@ int tm_bench_http(const char *url, const tm_bench_opts *o)
             curl_multi_remove_handle(l.multi, l.streams[i].easy);
             curl_easy_cleanup(l.streams[i].easy);
         }
+        if (l.streams[i].busy)
+            record_answer(&l.streams[i], false);
         tm_sse_deinit(&l.streams[i].sse);
+        tm_bench_answer_deinit(&l.streams[i].answer);
     }
+    if (!tm_bench_record_close(l.record))
+        st = TM_FAIL(&err, TM_STATUS_IO, "%s: not all could be written", o->record);
     curl_multi_cleanup(l.multi);
     curl_slist_free_all(l.headers);
     free(l.streams);

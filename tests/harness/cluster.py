@@ -79,8 +79,10 @@ def processes(match):
 
 
 class Cluster:
-    def __init__(self, tp=2, groups=("a", "b"), etcd=True, router_args=(), worker_args=(), model=MODEL):
-        self.dir = tempfile.mkdtemp(prefix="turbomesh-test.")
+    def __init__(self, tp=2, groups=("a", "b"), etcd=True, router_args=(), worker_args=(), model=MODEL,
+                 folder=None, start_timeout=90):
+        self.dir = folder or tempfile.mkdtemp(prefix="turbomesh-test.")  # a folder that was given stays
+        self.keep = folder is not None
         self.tag = os.path.basename(self.dir)
         self.model, self.tp, self.worker_args, self.router_args = model, tp, list(worker_args), list(router_args)
         self.etcd = self.router = None
@@ -95,7 +97,7 @@ class Cluster:
                 self.start_group(g)
             self.port = free_port()
             self.start_router()
-            self.wait_groups(len(groups))
+            self.wait_groups(len(groups), start_timeout)
         except BaseException:
             print(self.logs())
             self.close(check=False)
@@ -110,6 +112,10 @@ class Cluster:
                                   "--initial-cluster", f"t={peer}", "--logger", "zap", "--log-level", "warn"], self.dir)
         wait_until("etcd", lambda: self.get_json("/health", self.etcd_port))
 
+    def group_args(self, name):
+        """Options of one group beside those of all."""
+        return []
+
     def start_group(self, name):
         group = f"{self.tag}-{name}"
         argv = [os.path.join(BIN, "turbomesh-worker"), self.model, "--tp", str(self.tp), "--group", group]
@@ -118,7 +124,7 @@ class Cluster:
         else:
             self.static[name] = free_port()
             argv += ["--port", str(self.static[name])]
-        argv += self.worker_args
+        argv += self.worker_args + self.group_args(name)
         if self.tp > 1:
             argv = ["mpirun", "-n", str(self.tp), "--oversubscribe", "--bind-to", "none", *argv]
         self.groups[name] = Proc(f"group-{name}", argv, self.dir,
@@ -214,7 +220,8 @@ class Cluster:
         for pid, _ in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.dir, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.dir, ignore_errors=True)
         if check:
             assert not left, f"processes left behind: {left}"
         return codes
