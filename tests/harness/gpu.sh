@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR, from the source root or an unpacked test bundle. One GPU: operators, goldens,
-# perplexity; with two or more GPUs gpu_ranks.sh as well. TM_SHARED: the full test data, optional. Every part has a
+# perplexity; with two or more GPUs gpu_ranks.sh and gpu_cluster.sh as well. TM_SHARED: the full test data, optional. Every part has a
 # time limit, and one that fails does not stop the others; the exit code is the number of failures.
 set -u
 BIN=$1
@@ -9,6 +9,7 @@ TESTS=$2
 GPUS=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | grep -c .)
 [ "$GPUS" -gt 0 ] || { echo "gpu-test: this host has no GPU that nvidia-smi knows" >&2; exit 1; }
 failed=0
+grace=3 # seconds from SIGTERM to SIGKILL
 
 part() { # seconds, name, command ...
     limit=$1
@@ -16,7 +17,7 @@ part() { # seconds, name, command ...
     shift 2
     echo "== $name"
     begin=$(date +%s)
-    timeout -k 3 "$limit" "$@" 2>&1
+    timeout -k "$grace" "$limit" "$@" 2>&1
     rc=$?
     [ $rc = 0 ] || failed=$((failed + 1))
     echo "== $name: exit $rc after $(($(date +%s) - begin)) s"
@@ -40,6 +41,14 @@ for ranks in 2 4; do
     if [ "$GPUS" -ge $ranks ]; then
         "$(dirname "$0")/gpu_ranks.sh" "$BIN" "$TESTS" $ranks || failed=$((failed + $?))
     fi
+done
+# A cluster under load, one rank killed. TM_GPU_CLUSTER_SECONDS: how long; TM_GPU_CLUSTER_MODEL: of which model.
+grace=60
+seconds=${TM_GPU_CLUSTER_SECONDS:-30}
+for tp in 1 2; do
+    [ "$GPUS" -ge $((2 * tp)) ] || continue
+    part $((seconds + 400)) "cluster, 2 groups of tp $tp" "$(dirname "$0")/gpu_cluster.sh" "$BIN" --device cuda \
+        --groups 2 --tp $tp --seconds "$seconds" --model "${TM_GPU_CLUSTER_MODEL:-models/demo-20m}"
 done
 echo "== gpu-test: $failed failures on $GPUS GPUs"
 [ "$failed" = 0 ]
