@@ -86,9 +86,10 @@ static tm_status follow_plan(tm_engine *e, tm_plan_kind kind, const tm_batch *ba
 {
     if (kind == TM_PLAN_STEP)
         return tm_model_forward(e->model, batch, NULL);
-    if (kind != TM_PLAN_PICK)
+    if (kind != TM_PLAN_PICK && kind != TM_PLAN_SAMPLE)
         return end_all(e);
-    TM_TRY(tm_model_begin(e->model, batch));
+    TM_TRY(kind == TM_PLAN_PICK ? tm_model_begin(e->model, batch)
+                                : tm_model_begin_sample(e->model, batch, NULL));
     return tm_model_in_flight(e->model) == TM_MODEL_FLIGHTS ? tm_model_end(e->model, NULL) : TM_OK;
 }
 

@@ -4,10 +4,10 @@
  * cancel, stats and wait may be called from any thread. Ranks > 0 open it too and call
  * tm_engine_follow, which returns when rank 0 closes its engine or the group is lost.
  *
- * A step: admit -> plan -> broadcast -> forward -> sample -> retire; where the device chooses the tokens, the next one is
- * begun before this one has ended (steps.c). Everything that happened in a step leaves as one tm_step_events, fetched with
- * tm_engine_wait in order. The queue of undelivered batches is bounded: when the reader does not keep up the engine
- * pauses, it never drops an event.
+ * A step: admit -> plan -> broadcast -> forward -> sample -> retire; where the device chooses the tokens, the next one
+ * is begun before this one has ended (steps.c). Everything that happened in a step leaves as one tm_step_events,
+ * fetched with tm_engine_wait in order. The queue of undelivered batches is bounded: when the reader does not keep up
+ * the engine pauses, it never drops an event.
  *
  * Every accepted request ends with exactly one FINISHED event. Token positions count generated tokens
  * from 0 and include those that a continued request brought along (`generated`), which are not repeated:

@@ -47,12 +47,20 @@ typedef struct tm_inbox {
     int64_t progress_ms; /* end of the last step, or the end of idleness; 0 while idle */
 } tm_inbox;
 
+/* Who chooses the tokens of a step. */
+typedef enum tm_choice {
+    TM_CHOICE_HOST,  /* here, from its logits */
+    TM_CHOICE_BEST,  /* the device: the largest logits */
+    TM_CHOICE_DRAWN, /* the device, by the parameters in e->draws */
+    TM_CHOICE_LATER  /* the device, but they depend on tokens of the step in flight */
+} tm_choice;
+
 /* A step from its plan to its end. */
 typedef struct tm_work {
     tm_step step;
     uint64_t number;
     int64_t planned_ns;
-    bool picks; /* the device chooses the tokens */
+    tm_choice choice;
 } tm_work;
 
 struct tm_engine {
@@ -70,10 +78,13 @@ struct tm_engine {
     tm_seq_limits limits;
     tm_sched *sched;
     tm_sample_space *space;
-    float *logits;       /* [max_logits, vocab] */
-    int32_t *sampled;    /* [max_batch_size] */
-    int32_t *picked;     /* [max_logits] the largest logit of each row, where the device chose it */
-    tm_status *failures; /* [max_batch_size] why a sequence of this step failed */
+    float *logits;              /* [max_logits, vocab] */
+    int32_t *sampled;           /* [max_batch_size] */
+    int32_t *picked;            /* [max_logits] the token of each row, where the device chose it */
+    tm_sample_row *draw_rows;   /* [max_batch_size] */
+    tm_sample_edit *draw_edits; /* [tm_model_edits_max] */
+    tm_sample_set draws;        /* those of the step that begins next */
+    tm_status *failures;        /* [max_batch_size] why a sequence of this step failed */
     tm_events events;
     tm_inbox inbox;
     tm_outbox outbox;
@@ -102,15 +113,15 @@ void tm_engine_finish(tm_engine *e, tm_live *l, tm_finish finish, tm_status stat
 void tm_engine_copy_stats(tm_engine *e); /* of the scheduler, under the inbox lock */
 
 /* steps.c */
-/* Begins what can be begun and ends one step. Nothing is done, and nothing is in flight, when the scheduler holds nothing. */
+/* Begins what can be begun and ends one step. Nothing is done, and nothing is in flight, when the scheduler holds
+ * nothing. */
 tm_status tm_engine_turn(tm_engine *e, tm_err *err);
 /* Waits for what is in flight; its results are dropped. */
 tm_status tm_engine_collect(tm_engine *e);
 
-/* sampling.c: the sample phase of a step, whose rows are in e->picked (picks) or in e->logits. */
+/* sampling.c: the sample phase of a step, whose tokens are in e->picked (picks) or whose rows are in e->logits. */
 void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks);
-/* True when the device can choose every token of the step: nothing of its logits is needed but the largest of each row. Such
- * a step runs ahead. */
-bool tm_engine_takes_best(const tm_engine *e, const tm_step *step);
+/* Fills e->draws where it says DRAWN. LATER only with a step in flight; what the device chooses now runs ahead. */
+tm_choice tm_engine_choice(tm_engine *e, const tm_step *step);
 
 #endif

@@ -150,7 +150,10 @@ static tm_status open_rank0(tm_engine *e, tm_err *err)
     e->sampled = malloc(n * sizeof(*e->sampled));
     e->picked = malloc(rows * sizeof(*e->picked));
     e->failures = malloc(n * sizeof(*e->failures));
-    if (!e->logits || !e->sampled || !e->picked || !e->failures)
+    size_t edits = (size_t)tm_model_edits_max(e->model);
+    e->draw_rows = malloc(n * sizeof(*e->draw_rows));
+    e->draw_edits = malloc((edits + 1) * sizeof(*e->draw_edits));
+    if (!e->logits || !e->sampled || !e->picked || !e->failures || !e->draw_rows || !e->draw_edits)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "no memory for %zu rows of logits", rows);
     tm_watchdog_opts wo = {.fixed_ms = e->opts.watchdog_ms, .stalled = stalled, .user = e};
     const tm_plan_limits none = {0};
@@ -267,6 +270,8 @@ void tm_engine_unbuild(tm_engine *e)
     free(e->logits);
     free(e->sampled);
     free(e->picked);
+    free(e->draw_rows);
+    free(e->draw_edits);
     free(e->failures);
     tm_model_close(e->model);
 }

@@ -2,6 +2,8 @@
  *
  * Prompt rows come before the row that gives the next token, and both may be the same one: it is reported
  * first, because drawing may change it. */
+#include <string.h>
+
 #include "engine/engine_impl.h"
 
 static void add_tops(tm_events *ev, size_t at, const tm_logprobs *lp)
@@ -52,6 +54,8 @@ static tm_status draw_token(tm_engine *e, const tm_step_seq *s, bool picks, int3
         st = TM_STATUS_INTERNAL;
     else
         *token = e->picked[index];
+    if (st == TM_OK && picks && l->logprobs >= 0)
+        tm_logprobs_of_detail(e->space, &tm_model_details(e->model)[index], &lp);
     if (st == TM_OK)
         st = tm_sampler_accept(l->sampler, *token);
     if (st != TM_OK)
@@ -85,19 +89,49 @@ static tm_status sample_seq(tm_engine *e, const tm_step_seq *s, bool picks, int3
     return draw_token(e, s, picks, token);
 }
 
-bool tm_engine_takes_best(const tm_engine *e, const tm_step *step)
+static bool takes_best(const tm_step *step)
 {
-    if (!tm_model_can_pick(e->model))
-        return false;
     for (int i = 0; i < step->n_seqs; i++) {
         const tm_step_seq *s = &step->seqs[i];
-        const tm_live *l = s->seq->user;
-        if (s->prompt_rows > 0)
-            return false;
-        if (s->sample_logit >= 0 && !tm_sampler_takes_best(l->sampler, s->position))
+        const tm_live *l = s->seq ? s->seq->user : NULL;
+        if (l && s->sample_logit >= 0 && !tm_sampler_takes_best(l->sampler, s->position))
             return false;
     }
     return true;
+}
+
+/* A row whose sequence has left takes whatever is largest. */
+static tm_choice fill_draws(tm_engine *e, const tm_step *step)
+{
+    int edits = 0, room = tm_model_edits_max(e->model);
+    memset(e->draw_rows, 0, (size_t)step->n_seqs * sizeof(*e->draw_rows));
+    e->draws = (tm_sample_set){.rows = e->draw_rows, .edits = e->draw_edits};
+    for (int i = 0; i < step->n_seqs; i++) {
+        const tm_step_seq *s = &step->seqs[i];
+        const tm_live *l = s->seq ? s->seq->user : NULL;
+        if (!l || s->sample_logit < 0)
+            continue;
+        if (!tm_sampler_knows(l->sampler, s->position))
+            return TM_CHOICE_LATER;
+        if (!tm_sampler_device_row(l->sampler, s->position, &e->draw_rows[s->sample_logit],
+                                   e->draw_edits, room, &edits))
+            return TM_CHOICE_HOST;
+        e->draws.details |= l->logprobs >= 0;
+    }
+    e->draws.n_edits = edits;
+    return TM_CHOICE_DRAWN;
+}
+
+tm_choice tm_engine_choice(tm_engine *e, const tm_step *step)
+{
+    if (!tm_model_can_pick(e->model))
+        return TM_CHOICE_HOST;
+    for (int i = 0; i < step->n_seqs; i++)
+        if (step->seqs[i].prompt_rows > 0)
+            return TM_CHOICE_HOST;
+    if (takes_best(step))
+        return TM_CHOICE_BEST;
+    return tm_model_can_sample(e->model) ? fill_draws(e, step) : TM_CHOICE_HOST;
 }
 
 void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks)

@@ -1,19 +1,35 @@
 /* Steps: plan -> broadcast -> begin -> end -> sample -> retire, with the next one begun before this one has ended.
  *
- * A step of which the device chooses every token needs nothing from here to be followed: the next plan names the tokens
- * by the logits row that chooses them. So while the device computes step n, step n+1 is planned, sent to the other ranks
- * and enqueued behind it, and what step n gave is handed out while the device computes step n+1. The price: a
- * sequence that turns out to have ended takes part in one step more, whose result is dropped.
+ * A step of which the device chooses every token needs nothing from here to be followed: the next plan names the
+ * tokens by the logits row that chooses them. So while the device computes step n, step n+1 is planned, sent to the
+ * other ranks and enqueued behind it, and what step n gave is handed out while the device computes step n+1. The
+ * price: a sequence that turns out to have ended takes part in one step more, whose result is dropped.
  *
- * A step of which logits are wanted here (sampling, log-probabilities, scores) is planned the same way, but begins only
- * when the one in front has ended, and nothing runs ahead of it. Without a device that chooses, every step is one
- * of these. */
+ * A step of which logits are wanted here (scores, more log-probabilities than the device lists) is planned the same way,
+ * but begins only when the one in front has ended, and nothing runs ahead of it. Without a device that chooses, every
+ * step is one of these. So does a step with penalties begin, whose draws depend on all tokens so far. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "engine/engine_impl.h"
 
 /* Weight of a new value in the moving averages. */
 #define AVERAGE 0.1f
+
+/* Says in the plan and in e->draws how the tokens are chosen. */
+static void choose(tm_engine *e, tm_work *w)
+{
+    w->choice = tm_engine_choice(e, &w->step);
+    if (w->choice == TM_CHOICE_BEST)
+        tm_plan_pick(&e->plan);
+    else if (w->choice == TM_CHOICE_DRAWN)
+        tm_plan_sample(&e->plan);
+}
+
+/* The device chooses, and can begin now. */
+static bool on_device(const tm_work *w)
+{
+    return w->choice == TM_CHOICE_BEST || w->choice == TM_CHOICE_DRAWN;
+}
 
 /* False when there is nothing to compute. What was admitted no longer counts as waiting while its first step runs. */
 static bool plan(tm_engine *e, tm_work *w)
@@ -26,9 +42,7 @@ static bool plan(tm_engine *e, tm_work *w)
     if (w->step.n_tokens == 0)
         return false;
     w->number = ++e->step;
-    w->picks = tm_engine_takes_best(e, &w->step);
-    if (w->picks)
-        tm_plan_pick(&e->plan);
+    choose(e, w);
     return true;
 }
 
@@ -56,11 +70,16 @@ static tm_status begin(tm_engine *e, const tm_work *w, tm_err *err)
     tm_batch batch;
     TM_TRY(send_plan(e, &e->plan, w->number, err));
     TM_TRY(tm_plan_parse(&e->plan, e->plan.len, &kind, &number, &batch, err));
-    tm_status st =
-        w->picks ? tm_model_begin(e->model, &batch) : tm_model_forward(e->model, &batch, e->logits);
+    tm_status st;
+    if (w->choice == TM_CHOICE_BEST)
+        st = tm_model_begin(e->model, &batch);
+    else if (w->choice == TM_CHOICE_DRAWN)
+        st = tm_model_begin_sample(e->model, &batch, &e->draws);
+    else
+        st = tm_model_forward(e->model, &batch, e->logits);
     if (st != TM_OK)
         return failed(w, st, err);
-    e->in_flight += w->picks;
+    e->in_flight += on_device(w);
     return TM_OK;
 }
 
@@ -129,18 +148,41 @@ static void publish_stats(tm_engine *e, const tm_work *w, const step_counts *c)
 /* The rows of a step that has ended: tokens, events, and who leaves. */
 static void hand_out(tm_engine *e, tm_work *w)
 {
-    tm_engine_sample(e, &w->step, w->picks);
+    tm_engine_sample(e, &w->step, on_device(w));
     step_counts counts = count_step(e, &w->step);
     retire(e, &w->step);
     publish_stats(e, w, &counts);
     tm_outbox_put(&e->outbox, &e->events, w->number);
 }
 
-/* A step with nothing in flight, and nothing behind it. */
-static tm_status run_alone(tm_engine *e, tm_work *w, tm_err *err)
+/* The ranks are told that nothing follows for now. */
+static tm_status send_drain(tm_engine *e, uint64_t step, tm_err *err)
 {
+    tm_plan_drain(&e->signal, step);
+    return send_plan(e, &e->signal, step, err);
+}
+
+static tm_status end_oldest(tm_engine *e, tm_err *err)
+{
+    tm_status st = tm_model_end(e->model, e->picked);
+    if (st != TM_OK)
+        return failed(&e->works[0], st, err);
+    e->in_flight--;
+    return TM_OK;
+}
+
+/* works[0] with nothing in flight, and nothing behind it. What it had to wait for is known now. */
+static tm_status run_alone(tm_engine *e, tm_err *err)
+{
+    tm_work *w = &e->works[0];
+    if (w->choice == TM_CHOICE_LATER)
+        choose(e, w);
     tm_watchdog_begin(e->watchdog, w->step.n_tokens);
     tm_status st = begin(e, w, err);
+    if (st == TM_OK && on_device(w))
+        st = send_drain(e, w->number, err);
+    if (st == TM_OK && on_device(w))
+        st = end_oldest(e, err);
     tm_watchdog_end(e->watchdog);
     if (st == TM_OK)
         hand_out(e, w);
@@ -154,24 +196,13 @@ static tm_status run_ahead(tm_engine *e, bool *waits, tm_err *err)
     tm_work *first = &e->works[0], *next = &e->works[1];
     tm_sched_advance(e->sched, &first->step);
     bool more = plan(e, next);
-    *waits = more && !next->picks;
-    if (more && next->picks)
-        return begin(e, next, err);
-    tm_plan_drain(&e->signal, first->number);
-    return send_plan(e, &e->signal, first->number, err);
+    *waits = more && !on_device(next);
+    return more && !*waits ? begin(e, next, err) : send_drain(e, first->number, err);
 }
 
-static tm_status end_oldest(tm_engine *e, tm_err *err)
-{
-    tm_status st = tm_model_end(e->model, e->picked);
-    if (st != TM_OK)
-        return failed(&e->works[0], st, err);
-    e->in_flight--;
-    return TM_OK;
-}
-
-/* works[0] is begun, if it is not yet, then the one behind it; then works[0] ends. The watchdog looks at the oldest step, and
- * only while it is waited for: events that nobody reads may hold the engine up for longer than a step may take. */
+/* works[0] is begun, if it is not yet, then the one behind it; then works[0] ends. The watchdog looks at the oldest
+ * step, and only while it is waited for: events that nobody reads may hold the engine up for longer than a step may
+ * take. */
 static tm_status run_pair(tm_engine *e, tm_err *err)
 {
     bool waits = false;
@@ -187,7 +218,7 @@ static tm_status run_pair(tm_engine *e, tm_err *err)
     tm_work next = e->works[1];
     hand_out(e, &e->works[0]);
     e->works[0] = next;
-    return waits ? run_alone(e, &e->works[0], err) : TM_OK;
+    return waits ? run_alone(e, err) : TM_OK;
 }
 
 tm_status tm_engine_turn(tm_engine *e, tm_err *err)
@@ -195,7 +226,7 @@ tm_status tm_engine_turn(tm_engine *e, tm_err *err)
     tm_work *w = &e->works[0];
     if (e->in_flight == 0 && !plan(e, w))
         return TM_OK;
-    return w->picks ? run_pair(e, err) : run_alone(e, w, err);
+    return on_device(w) ? run_pair(e, err) : run_alone(e, err);
 }
 
 tm_status tm_engine_collect(tm_engine *e)

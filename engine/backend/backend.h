@@ -51,8 +51,8 @@ typedef struct tm_weight {
     void *packed;
 } tm_weight;
 
-/* In tokens of a batch: what logits row `row` of the step before chose (tm_model_begin). A choice that failed is no token:
- * its row computes nothing of use. */
+/* In tokens of a batch: what logits row `row` of the step before chose (tm_model_begin). A choice that failed is no
+ * token: its row computes nothing of use. */
 #define TM_TOKEN_PICKED(row) (-1 - (row))
 
 /* The shape of one step, flat. Arrays are host memory on the CPU backend and device memory on CUDA.
@@ -286,11 +286,13 @@ typedef struct tm_sample_row {
     float min_p;      /* 0: off */
     uint64_t top_p;   /* a fraction; 0: off */
     uint64_t uniform; /* a fraction: where in the cumulative distribution the token is */
-    int32_t
-        logprobs; /* 0: the row gets no detail; else one more than how many of the best logits it lists */
+    /* 0: the row gets no detail; else one more than how many of the best logits it lists. */
+    int32_t logprobs;
     int32_t pad;
 } tm_sample_row;
 
+/* Columns of a row at most. */
+#define TM_SAMPLE_VOCAB_MAX (1 << 19)
 /* Best logits of one row that the device lists at most; whoever wants more takes the row. */
 #define TM_SAMPLE_TOP_MAX 20
 
@@ -315,6 +317,12 @@ typedef struct tm_sample_args {
     int n_rows, n;
     int ld; /* row stride of x; 0: n */
 } tm_sample_args;
+
+/* x[n] of every rank = that of rank 0: tokens, or negative numbers for none. */
+typedef struct tm_spread_args {
+    int32_t *x;
+    int n;
+} tm_spread_args;
 
 /* x[n] = its sum over the ranks, in the activations' dtype or f32. */
 typedef struct tm_sum_args {
@@ -438,6 +446,7 @@ typedef struct tm_op_table {
     /* What `linear` does group by group, in one. */
     tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
     tm_status (*sample)(tm_device *dev, const tm_sample_args *a);
+    tm_status (*spread)(tm_device *dev, const tm_spread_args *a); /* over the ranks */
 } tm_op_table;
 
 typedef struct tm_backend {

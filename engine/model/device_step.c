@@ -71,7 +71,7 @@ tm_status tm_device_step_open(tm_model *m, tm_err *err)
     ws->picked = picked;
     for (int i = 0; i < TM_MODEL_FLIGHTS; i++)
         TM_TRY(open_flight(m, &ws->flights[i], bytes, picks, err));
-    return TM_OK;
+    return tm_model_can_sample(m) ? tm_sample_step_open(m, err) : TM_OK;
 }
 
 void tm_device_step_close(tm_model *m)
@@ -91,6 +91,7 @@ void tm_device_step_close(tm_model *m)
         if (ws->flights[i].done)
             dev->event_free(m->dev, ws->flights[i].done);
     }
+    tm_sample_step_close(m);
 }
 
 static void put(int32_t *to, const int32_t *from, int n)
@@ -168,22 +169,23 @@ static size_t fill_decode(tm_model *m, const tm_batch *b, int32_t *host, tm_batc
     return f.end * sizeof(*host);
 }
 
-static tm_status enqueue(tm_model *m, const tm_batch *b)
+static tm_status enqueue(tm_model *m, const tm_batch *b, bool samples)
 {
     TM_TRY(tm_forward_layers(m, b));
     TM_TRY(tm_forward_decode_head(m, b->n_seqs));
-    return tm_model_can_pick(m) ? tm_forward_pick(m, 0, b->n_seqs) : TM_OK;
+    return tm_model_can_pick(m) ? tm_forward_choose(m, 0, b->n_seqs, samples) : TM_OK;
 }
 
-static tm_decode_graph *find_graph(tm_workspace *ws, const tm_batch *b)
+static tm_decode_graph *find_graph(tm_workspace *ws, const tm_batch *b, bool samples)
 {
     for (int i = 0; i < ws->graph_count; i++)
-        if (ws->graphs[i].rows == b->n_seqs && ws->graphs[i].stride == b->max_blocks)
+        if (ws->graphs[i].rows == b->n_seqs && ws->graphs[i].stride == b->max_blocks &&
+            ws->graphs[i].samples == samples)
             return &ws->graphs[i];
     return NULL;
 }
 
-tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch, int32_t *host)
+tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch, int32_t *host, bool samples)
 {
     tm_workspace *ws = &m->ws;
     const tm_device_ops *dev = m->backend->dev;
@@ -192,17 +194,17 @@ tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch, int32_t *hos
     size_t bytes = fill_decode(m, batch, host, &b);
     TM_TRY(dev->upload(m->dev, ws->batch, host, bytes));
     if (m->opts.no_graphs)
-        return enqueue(m, &b);
-    tm_decode_graph *g = find_graph(ws, &b);
+        return enqueue(m, &b, samples);
+    tm_decode_graph *g = find_graph(ws, &b, samples);
     if (!g) {
         if (ws->graph_count < TM_DECODE_GRAPHS_MAX)
             ws->graphs[ws->graph_count++] =
-                (tm_decode_graph){.rows = b.n_seqs, .stride = b.max_blocks};
-        return enqueue(m, &b);
+                (tm_decode_graph){.rows = b.n_seqs, .stride = b.max_blocks, .samples = samples};
+        return enqueue(m, &b, samples);
     }
     if (!g->graph) {
         TM_TRY(dev->graph_begin(m->dev));
-        tm_status st = enqueue(m, &b);
+        tm_status st = enqueue(m, &b, samples);
         tm_graph *graph = NULL;
         tm_status ended = dev->graph_end(m->dev, &graph);
         if (st != TM_OK || ended != TM_OK)

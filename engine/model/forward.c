@@ -107,6 +107,11 @@ tm_status tm_forward_pick(tm_model *m, int first, int rows)
                       : m->backend->ops->argmax_ranks(m->dev, &a);
 }
 
+tm_status tm_forward_choose(tm_model *m, int first, int rows, bool samples)
+{
+    return samples ? tm_forward_sample(m, first, rows) : tm_forward_pick(m, first, rows);
+}
+
 /* Logits of rows_max rows at most. Where the device computes in host memory and has all columns, the head
  * writes straight into the caller's array. */
 static tm_status head_pass(tm_model *m, const int32_t *rows, int n, float *logits)
@@ -133,12 +138,12 @@ static tm_status heads(tm_model *m, const tm_batch *b, float *logits)
     return m->backend->dev->sync(m->dev);
 }
 
-static tm_status pick_rows(tm_model *m, const tm_batch *b)
+static tm_status choose_rows(tm_model *m, const tm_batch *b, bool samples)
 {
     for (int i = 0; i < b->n_logits; i += m->ws.rows_max) {
         int n = TM_MIN(b->n_logits - i, m->ws.rows_max);
         TM_TRY(tm_forward_head(m, b->logit_rows + i, n, m->ws.logits));
-        TM_TRY(tm_forward_pick(m, i, n));
+        TM_TRY(tm_forward_choose(m, i, n, samples));
     }
     return TM_OK;
 }
@@ -177,7 +182,7 @@ tm_status tm_model_forward(tm_model *m, const tm_batch *batch, float *logits)
         return TM_STATUS_INVALID;
     ws->n_picks = 0;
     if (tm_device_step_is_decode(m, batch)) {
-        TM_TRY(tm_device_step_decode(m, batch, ws->flights[ws->flight_next].batch));
+        TM_TRY(tm_device_step_decode(m, batch, ws->flights[ws->flight_next].batch, false));
         return tm_forward_download(m, batch->n_logits, logits);
     }
     TM_TRY(body(m, batch, &b));
@@ -198,31 +203,55 @@ bool tm_model_can_pick(const tm_model *m)
     return !m->host_memory && o->argmax && (m->shard.tp == 1 || o->argmax_ranks);
 }
 
-static tm_status enqueue_pick(tm_model *m, const tm_batch *batch, int32_t *host)
+static tm_status enqueue_choice(tm_model *m, const tm_batch *batch, int32_t *host, bool samples)
 {
     tm_batch b;
     if (tm_device_step_is_decode(m, batch))
-        return tm_device_step_decode(m, batch, host);
+        return tm_device_step_decode(m, batch, host, samples);
     TM_TRY(body(m, batch, &b));
-    return pick_rows(m, &b);
+    return choose_rows(m, &b, samples);
+}
+
+/* The step is enqueued: its results to the host, and the place behind them. */
+static tm_status launch(tm_model *m, tm_flight *f, int n_picks, bool details)
+{
+    tm_workspace *ws = &m->ws;
+    const tm_device_ops *dev = m->backend->dev;
+    ws->n_picks = f->n_picks = n_picks;
+    if (n_picks > 0)
+        TM_TRY(dev->download_async(m->dev, f->picked, ws->picked,
+                                   (size_t)n_picks * sizeof(*f->picked)));
+    if (details)
+        TM_TRY(dev->download_async(m->dev, f->details, ws->details,
+                                   (size_t)n_picks * sizeof(*f->details)));
+    TM_TRY(dev->event_record(m->dev, f->done));
+    ws->flight_next = (ws->flight_next + 1) % TM_MODEL_FLIGHTS;
+    ws->in_flight++;
+    return TM_OK;
 }
 
 tm_status tm_model_begin(tm_model *m, const tm_batch *batch)
 {
     tm_workspace *ws = &m->ws;
-    const tm_device_ops *dev = m->backend->dev;
     tm_flight *f = &ws->flights[ws->flight_next];
     if (ws->in_flight == TM_MODEL_FLIGHTS || !tm_model_can_pick(m) || !fits(m, batch))
         return TM_STATUS_INVALID;
-    TM_TRY(enqueue_pick(m, batch, f->batch));
-    ws->n_picks = f->n_picks = batch->n_logits;
-    if (f->n_picks > 0)
-        TM_TRY(dev->download_async(m->dev, f->picked, ws->picked,
-                                   (size_t)f->n_picks * sizeof(*f->picked)));
-    TM_TRY(dev->event_record(m->dev, f->done));
-    ws->flight_next = (ws->flight_next + 1) % TM_MODEL_FLIGHTS;
-    ws->in_flight++;
-    return TM_OK;
+    TM_TRY(enqueue_choice(m, batch, f->batch, false));
+    return launch(m, f, batch->n_logits, false);
+}
+
+tm_status tm_model_begin_sample(tm_model *m, const tm_batch *batch, const tm_sample_set *set)
+{
+    tm_workspace *ws = &m->ws;
+    tm_flight *f = &ws->flights[ws->flight_next];
+    bool first = m->shard.rank == 0;
+    if (ws->in_flight == TM_MODEL_FLIGHTS || !tm_model_can_sample(m) || !fits(m, batch) ||
+        batch->n_logits > m->opts.max_seqs)
+        return TM_STATUS_INVALID;
+    if (first)
+        TM_TRY(tm_sample_step_upload(m, f, set, batch->n_logits));
+    TM_TRY(enqueue_choice(m, batch, f->batch, true));
+    return launch(m, f, batch->n_logits, first && set->details && batch->n_logits > 0);
 }
 
 tm_status tm_model_end(tm_model *m, int32_t *picked)
@@ -235,6 +264,7 @@ tm_status tm_model_end(tm_model *m, int32_t *picked)
     TM_TRY(m->backend->dev->event_wait(m->dev, f->done));
     if (picked && f->n_picks > 0)
         memcpy(picked, f->picked, (size_t)f->n_picks * sizeof(*picked));
+    ws->details_ended = f->details;
     ws->in_flight--;
     return TM_OK;
 }

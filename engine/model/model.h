@@ -88,12 +88,28 @@ bool tm_model_can_pick(const tm_model *m);
 #define TM_MODEL_FLIGHTS 2
 
 /* A step of whose logits only the choice of each row is wanted. begin enqueues it and returns at once; batch is free
- * again. Tokens may be TM_TOKEN_PICKED of the step begun just before, whether that one has ended or not. end waits for the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each
- * row's largest logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are
- * in flight, or none. Keys and values are written in the order of the steps: a block may be given to another sequence in
- * a step begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */
+ * again. Tokens may be TM_TOKEN_PICKED of the step begun just before, whether that one has ended or not. end waits for
+ * the oldest step that was begun and not ended: picked[n_logits], or NULL, receives the index of each row's largest
+ * logit (the lowest one on ties; -1 when the row has no finite maximum). INVALID when TM_MODEL_FLIGHTS are in flight,
+ * or none. Keys and values are written in the order of the steps: a block may be given to another sequence in a step
+ * begun later. All ranks begin the same steps in the same order; which of them end when is each one's own. */
 tm_status tm_model_begin(tm_model *m, const tm_batch *batch);
 tm_status tm_model_end(tm_model *m, int32_t *picked);
+
+/* The same with tokens that are drawn, by the parameters of each row. */
+typedef struct tm_sample_set {
+    const tm_sample_row *rows; /* [n_logits] */
+    const tm_sample_edit *edits;
+    int n_edits;  /* at most tm_model_edits_max */
+    bool details; /* some row wants one */
+} tm_sample_set;
+/* True when the device can; then it can also pick. */
+bool tm_model_can_sample(const tm_model *m);
+int tm_model_edits_max(const tm_model *m);
+/* One logits row a sequence at most. set: of rank 0, ignored elsewhere. Ended by tm_model_end, as the others are. */
+tm_status tm_model_begin_sample(tm_model *m, const tm_batch *batch, const tm_sample_set *set);
+/* [n_logits] of the step that ended last, valid until the next begins; those of rows that wanted none are undefined. */
+const tm_sample_detail *tm_model_details(const tm_model *m);
 int tm_model_in_flight(const tm_model *m);
 
 /* "llama3-8b, ...": values of tm_model_opts.shape. */

@@ -20,15 +20,19 @@ typedef struct tm_layer {
  * a size runs unrecorded, so that kernels are loaded and matrix products planned. */
 typedef struct tm_decode_graph {
     int rows, stride;
+    bool samples;    /* the tokens by parameters, not the largest logits */
     tm_graph *graph; /* NULL: seen once */
 } tm_decode_graph;
 
-#define TM_DECODE_GRAPHS_MAX 96
+#define TM_DECODE_GRAPHS_MAX 192
 
 /* Pinned host memory of a step in flight, and the place behind it in the device's stream. */
 typedef struct tm_flight {
-    int32_t *batch;  /* the flat batch */
-    int32_t *picked; /* [T] */
+    int32_t *batch;             /* the flat batch */
+    int32_t *picked;            /* [T] */
+    tm_sample_row *sample_rows; /* [B]; this and the next two where the device samples */
+    tm_sample_edit *edits;
+    tm_sample_detail *details; /* [B] */
     tm_dev_event *done;
     int n_picks;
 } tm_flight;
@@ -64,6 +68,11 @@ typedef struct tm_workspace {
     int32_t *batch;
     int32_t *picked; /* [T] what the step before chose; its first n_picks are valid */
     int n_picks;
+    tm_sample_row *sample_rows; /* [B] */
+    tm_sample_edit *edits;      /* [edits_max] */
+    tm_sample_detail *details;  /* [B] */
+    int edits_max;
+    const tm_sample_detail *details_ended;
     tm_flight flights[TM_MODEL_FLIGHTS]; /* a ring */
     int flight_next, in_flight;          /* the place of the next step; steps begun and not ended */
     int blocks_max;                      /* of one sequence */
@@ -147,6 +156,8 @@ tm_status tm_forward_layers(tm_model *m, const tm_batch *b);
 tm_status tm_forward_decode_head(tm_model *m, int rows);
 /* ws.picked from `first` on: the largest of each of the first rows of ws.logits. */
 tm_status tm_forward_pick(tm_model *m, int first, int rows);
+/* The same, by a pick or, where the step samples, by the parameters of the rows. The logits are undefined then. */
+tm_status tm_forward_choose(tm_model *m, int first, int rows, bool samples);
 /* The first rows of ws.logits to rank 0's host memory. */
 tm_status tm_forward_download(tm_model *m, int rows, float *logits);
 /* n wanted rows, at most ws.rows_max, of ws.x after its last add, into out. */
@@ -156,10 +167,17 @@ tm_status tm_forward_head(tm_model *m, const int32_t *rows, int n, void *out);
 tm_status tm_device_step_open(tm_model *m, tm_err *err);
 void tm_device_step_close(tm_model *m);
 bool tm_device_step_is_decode(const tm_model *m, const tm_batch *b);
-/* Enqueues the step: ws.logits and, where the device can choose, ws.picked of all rows. `host` is pinned, and free until
- * the step is done. */
-tm_status tm_device_step_decode(tm_model *m, const tm_batch *b, int32_t *host);
+/* Enqueues the step: ws.logits and, where the device can choose, ws.picked of all rows. `host` is pinned, and free
+ * until the step is done. */
+tm_status tm_device_step_decode(tm_model *m, const tm_batch *b, int32_t *host, bool samples);
 tm_status tm_device_step_upload(tm_model *m, const tm_batch *b, int32_t *host, tm_batch *out);
+
+/* sample_step.c: parameters and results of sampling on the device. */
+tm_status tm_sample_step_open(tm_model *m, tm_err *err);
+void tm_sample_step_close(tm_model *m);
+/* The parameters of a step to the device. */
+tm_status tm_sample_step_upload(tm_model *m, const tm_flight *f, const tm_sample_set *set, int n);
+tm_status tm_forward_sample(tm_model *m, int first, int rows);
 
 /* layer.c: steps that blocks are made of. */
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */

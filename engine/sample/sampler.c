@@ -24,6 +24,7 @@ struct tm_sampler {
     int32_t *stop_ids;
     int stop_count;
     bool greedy, penalties, edits; /* edits: penalties or bias */
+    int generated;                 /* tokens that it was told of */
     tm_seen seen;
 };
 
@@ -111,6 +112,7 @@ tm_status tm_sampler_create(tm_sampler **out, const tm_sampler_opts *o, tm_err *
     const tm_sampling *p = o->params;
     s->p = *p;
     s->vocab = o->vocab;
+    s->generated = o->n_tokens - o->n_prompt;
     tm_seen_init(&s->seen);
     s->greedy = p->temperature < GREEDY_BELOW || p->top_k == 1 || p->top_p == 0.0f;
     s->penalties = p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f ||
@@ -145,7 +147,13 @@ void tm_sampler_destroy(tm_sampler *s)
 
 tm_status tm_sampler_accept(tm_sampler *s, int32_t token)
 {
+    s->generated++;
     return s->penalties ? tm_seen_add(&s->seen, token, true) : TM_OK;
+}
+
+bool tm_sampler_knows(const tm_sampler *s, int position)
+{
+    return !s->penalties || s->generated >= position;
 }
 
 bool tm_sampler_takes_best(const tm_sampler *s, int position)

@@ -73,6 +73,8 @@ tm_status tm_sampler_draw(tm_sampler *s, tm_sample_space *sp, float *row, int po
 
 /* ---- the same on a device that has the operator `sample` ---- */
 
+/* False while the draw at `position` depends on a token that was not accepted yet. */
+bool tm_sampler_knows(const tm_sampler *s, int position);
 /* The draw at `position` as the operator's parameters; edits [room], of which *count are taken, get the row's. False,
  * with nothing changed, when the device cannot do it: it lists fewer of the best, or the edits have no room. */
 bool tm_sampler_device_row(const tm_sampler *s, int position, tm_sample_row *row,

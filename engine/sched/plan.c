@@ -87,6 +87,12 @@ void tm_plan_pick(tm_plan_buf *b)
     b->data[H_KIND] = TM_PLAN_PICK;
 }
 
+void tm_plan_sample(tm_plan_buf *b)
+{
+    TM_ASSERT(b->data[H_KIND] == TM_PLAN_STEP);
+    b->data[H_KIND] = TM_PLAN_SAMPLE;
+}
+
 void tm_plan_stop(tm_plan_buf *b, uint64_t step)
 {
     tm_plan_shape none = {0};
@@ -170,7 +176,8 @@ tm_status tm_plan_parse(tm_plan_buf *b, size_t len, tm_plan_kind *kind, uint64_t
         *step = number;
         return TM_OK;
     }
-    if (d[H_KIND] != TM_PLAN_STEP && d[H_KIND] != TM_PLAN_PICK)
+    bool chooses = d[H_KIND] == TM_PLAN_PICK || d[H_KIND] == TM_PLAN_SAMPLE;
+    if (d[H_KIND] != TM_PLAN_STEP && !chooses)
         return TM_FAIL(err, TM_STATUS_INTERNAL, "plan of unknown kind %d", (int)d[H_KIND]);
     tm_plan_shape s = {d[H_TOKENS], d[H_SEQS], d[H_DECODE], d[H_BLOCKS], d[H_LOGITS]};
     TM_TRY(check_shape(&b->limits, &s, err));
@@ -192,7 +199,7 @@ tm_status tm_plan_parse(tm_plan_buf *b, size_t len, tm_plan_kind *kind, uint64_t
                      .n_logits = s.n_logits,
                      .logit_rows = a.logit_rows};
     TM_TRY(check_batch(b, &view, err));
-    b->picks = d[H_KIND] == TM_PLAN_PICK ? s.n_logits : 0;
+    b->picks = chooses ? s.n_logits : 0;
     *batch = view;
     *kind = (tm_plan_kind)d[H_KIND];
     *step = number;

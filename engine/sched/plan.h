@@ -12,13 +12,15 @@
 #include "common/status.h"
 #include "engine/backend/backend.h"
 
-/* PICK: a step of whose logits only the largest of each row are wanted (tm_model_begin). DRAIN: rank 0 waits for the steps
- * in flight with none behind them, and so do the others. */
+/* PICK: a step of whose logits only the largest of each row are wanted (tm_model_begin). SAMPLE: one whose tokens the
+ * device draws (tm_model_begin_sample). DRAIN: rank 0 waits for the steps in flight with none behind them, and so do the
+ * others. */
 typedef enum tm_plan_kind {
     TM_PLAN_STEP = 1,
     TM_PLAN_STOP = 2,
     TM_PLAN_PICK = 3,
-    TM_PLAN_DRAIN = 4
+    TM_PLAN_DRAIN = 4,
+    TM_PLAN_SAMPLE = 5
 } tm_plan_kind;
 
 /* Equal on every rank. */
@@ -44,7 +46,7 @@ typedef struct tm_plan_buf {
     int32_t *data;
     size_t len, cap; /* bytes */
     tm_plan_limits limits;
-    int picks; /* rows of the last plan that was parsed, when that was a PICK: what TM_TOKEN_PICKED may refer to */
+    int picks; /* rows of the last plan that was parsed, when that was a PICK or a SAMPLE: what TM_TOKEN_PICKED may refer to */
 } tm_plan_buf;
 
 tm_status tm_plan_buf_init(tm_plan_buf *b, const tm_plan_limits *limits, tm_err *err);
@@ -53,8 +55,9 @@ void tm_plan_buf_deinit(tm_plan_buf *b);
 /* Writes the header for a step of this shape and hands out the arrays, to be filled completely. */
 void tm_plan_begin(tm_plan_buf *b, uint64_t step, const tm_plan_shape *shape,
                    tm_plan_arrays *arrays);
-/* Turns the step in the buffer into one of TM_PLAN_PICK. */
+/* Turns the step in the buffer into one of TM_PLAN_PICK, or of TM_PLAN_SAMPLE. */
 void tm_plan_pick(tm_plan_buf *b);
+void tm_plan_sample(tm_plan_buf *b);
 /* Plans without a step; any buffer has room for them. */
 void tm_plan_stop(tm_plan_buf *b, uint64_t step);
 void tm_plan_drain(tm_plan_buf *b, uint64_t step);

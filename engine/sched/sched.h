@@ -10,9 +10,9 @@
  *   plan A, advance A, plan B, retire A, (submit, cancel,) advance B, plan C, retire B, ...
  * After advance(A) the sequences stand as after A, each with a token that is awaited and goes into B's plan as
  * TM_TOKEN_PICKED. B counts on every sequence to go on unless A takes it to its length limit. One that A's token ended
- * leaves with retire(A); its rows of B are computed for nothing: B's entry loses its sequence. Blocks are given back and
- * given out while steps in flight still write them, which the order of the steps makes safe; into the prefix tree go only
- * blocks whose tokens are known and were not dropped.
+ * leaves with retire(A); its rows of B are computed for nothing: B's entry loses its sequence. Blocks are given back
+ * and given out while steps in flight still write them, which the order of the steps makes safe; into the prefix tree
+ * go only blocks whose tokens are known and were not dropped.
  *
  * Rules
  *   Order: a sequence's rank is priority * TM_SCHED_AGE_STEPS minus the step of its arrival, then arrival:
@@ -95,8 +95,8 @@ void tm_sched_cancel(tm_sched *s, tm_seq *seq);
 /* Any sequence that is still inside, or NULL: for ending everything. */
 tm_seq *tm_sched_any(const tm_sched *s);
 
-/* Plans the next step into buf (see plan.h). At most one step may be in flight, and that one advanced. n_tokens is 0 only
- * when the scheduler holds nothing, or a step is in flight; such a step is not retired. */
+/* Plans the next step into buf (see plan.h). At most one step may be in flight, and that one advanced. n_tokens is 0
+ * only when the scheduler holds nothing, or a step is in flight; such a step is not retired. */
 void tm_sched_plan(tm_sched *s, uint64_t step_number, tm_plan_buf *buf, tm_step *step);
 /* The step was begun and will give its tokens to the next one by itself. */
 void tm_sched_advance(tm_sched *s, tm_step *step);

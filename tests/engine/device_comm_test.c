@@ -330,6 +330,23 @@ static void check_picks(int rows, int cols, int n)
     free(mine);
 }
 
+/* Tokens of rank 0, some of them none, to all; what the others had does not count. */
+static void check_spread(int n)
+{
+    int32_t *x = malloc((size_t)n * 4);
+    EXPECT(x);
+    for (int i = 0; i < n; i++)
+        x[i] = g.rank > 0 ? 100000 + i : i % 7 == 3 ? -1 : i * 31;
+    void *d = put(x, (size_t)n * 4);
+    const tm_spread_args a = {.x = d, .n = n};
+    EXPECT(g.b->ops->spread(g.dev, &a) == TM_OK);
+    get(x, d, (size_t)n * 4);
+    for (int i = 0; i < n; i++)
+        EXPECT(x[i] == (i % 7 == 3 ? -1 : i * 31));
+    drop(d);
+    free(x);
+}
+
 /* ---- recorded ---- */
 
 enum { SETS = 3, PARTS = 3 };
@@ -471,6 +488,7 @@ static int rank_all(const char *collectives, int repeat)
         check_gather(3, 5, 5 * g.size - 6); /* the last rank has no column */
         check_picks(20, 333, 333 * g.size - 2);
         check_picks(300, 64, 64 * g.size);
+        check_spread(300);
         check_recorded(repeat);
         EXPECT((g.rank == 0) == (g.gathered != NULL));
         g.b->dev->close(g.dev);

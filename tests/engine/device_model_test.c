@@ -20,6 +20,7 @@
 
 #include "common/check.h"
 #include "common/file.h"
+#include "engine/sample/sampler.h"
 #include "tests/engine/model_run.h"
 
 #define DEMO      "models/demo-20m"
@@ -97,6 +98,101 @@ static bool run_ahead(run *r, run_seq *seq, int vocab)
     return same;
 }
 
+static tm_sampler *new_sampler(int i, int vocab, const run_seq *seq)
+{
+    static const tm_logit_bias bias[] = {{7, 2.0f}, {300, -1.0f}};
+    const int32_t stops[] = {2, 3};
+    tm_sampling p = tm_sampling_default();
+    tm_sampler *s = NULL;
+    p.seed = (uint64_t)i + 77;
+    p.top_p = i == 0 ? 0.9f : 1.0f;
+    p.logprobs = i == 0 ? 3 : i == 2 ? 0 : -1;
+    if (i == 1) {
+        p.top_k = 20;
+        p.repetition_penalty = 1.2f;
+        p.frequency_penalty = 0.1f;
+        p.logit_bias = bias;
+        p.logit_bias_count = TM_ARRAY_LEN(bias);
+    }
+    p.temperature = i == 2 ? 0.0f : 1.5f;
+    p.min_tokens = i == 2 ? 9 : 0;
+    const tm_sampler_opts o = {.params = &p,
+                               .vocab = vocab,
+                               .stop_ids = stops,
+                               .stop_count = 2,
+                               .tokens = seq->ids,
+                               .n_prompt = 8,
+                               .n_tokens = 12};
+    return tm_sampler_create(&s, &o, NULL) == TM_OK ? s : NULL;
+}
+
+static bool same_draw(const run *r, tm_sampler *s, tm_sample_space *sp, tm_sample_space *other,
+                      const float *logits, int vocab, int i, int32_t picked)
+{
+    tm_logprobs want = {0}, got = {0};
+    float *row = malloc((size_t)vocab * sizeof(*row)); /* the draw changes it */
+    int32_t token = -1;
+    bool lists = i != 1, drawn = false;
+    if (row) {
+        memcpy(row, logits + (size_t)i * (size_t)vocab, (size_t)vocab * sizeof(*row));
+        drawn = tm_sampler_draw(s, sp, row, 4, &token, &want) == TM_OK && token == picked;
+    }
+    free(row);
+    if (!drawn)
+        return false;
+    if (lists)
+        tm_logprobs_of_detail(other, &tm_model_details(r->model)[i], &got);
+    return got.logprob == want.logprob && got.top_count == want.top_count &&
+           (want.top_count == 0 ||
+            memcmp(got.top_ids, want.top_ids, (size_t)want.top_count * sizeof(*want.top_ids)) == 0);
+}
+
+/* Tokens drawn by the device, in a decode step (the second time a recorded one) and in another: those that the host draws from
+ * the logits of the same step. On a GPU two runs of a step may differ in the logits' last bits; there it only has to run. */
+static bool run_sampled(run *r, run_seq *seq, int vocab)
+{
+    tm_sample_row rows[SEQS];
+    tm_sample_edit edits[64];
+    tm_sampler *samplers[SEQS];
+    tm_sample_space *sp = NULL, *other = NULL;
+    float *logits = malloc((size_t)SEQS * (size_t)vocab * sizeof(*logits));
+    tm_sample_set set = {.rows = rows, .edits = edits, .details = true};
+    bool first = tm_comm_rank(r->comm) == 0;
+    bool same = logits && tm_sample_space_create(&sp, vocab, NULL) == TM_OK &&
+                tm_sample_space_create(&other, vocab, NULL) == TM_OK &&
+                tm_model_can_sample(r->model);
+    bool exact = strstr(tm_model_info_get(r->model)->device, "emulated") != NULL;
+    for (int i = 0; same && i < SEQS; i++) {
+        samplers[i] = new_sampler(i, vocab, &seq[i]);
+        same =
+            samplers[i] && tm_sampler_device_row(samplers[i], 4, &rows[i], edits, 64, &set.n_edits);
+    }
+    for (int k = 0; same && k < 5; k++) {
+        run_item items[SEQS];
+        int32_t picked[SEQS];
+        bool samples = k != 0 && k != 3;
+        for (int i = 0; i < SEQS; i++)
+            items[i] = (run_item){&seq[i], k >= 3 ? i + 1 : 1, 1};
+        r->picks = samples;
+        r->set = &set;
+        r->picked = picked;
+        run_step(r, items, SEQS, logits);
+        for (int i = 0; i < SEQS; i++) {
+            seq[i].done -= items[i].n;
+            if (samples && first && exact)
+                same &= same_draw(r, samplers[i], sp, other, logits, vocab, i, picked[i]);
+        }
+    }
+    for (int i = 0; same && i < SEQS; i++)
+        tm_sampler_destroy(samplers[i]);
+    tm_sample_space_destroy(sp);
+    tm_sample_space_destroy(other);
+    free(logits);
+    r->picks = false;
+    r->set = NULL;
+    return same;
+}
+
 /* A prompt step of three sequences, decodes with their logits, and decodes of which only the picks are wanted; the last
  * of these is computed again with logits, which is what the picks are compared with. */
 static int run_model(run *r, float *logits, int32_t *picks, bool *same)
@@ -136,6 +232,10 @@ static int run_model(run *r, float *logits, int32_t *picks, bool *same)
     r->picks = false;
     run_step(r, mixed, SEQS, logits + (size_t)rows * (size_t)vocab);
     *same = run_ahead(r, seq, vocab);
+    if (*same && !run_sampled(r, seq, vocab)) {
+        fprintf(stderr, "the device draws other tokens\n");
+        *same = false;
+    }
     return rows + 4;
 }
 
@@ -165,7 +265,7 @@ static bool run_folder(tm_comm *comm, const char *dir, const char *collectives, 
     free(logits);
     run_close(&r);
     if (!same)
-        fprintf(stderr, "%s: other picks with steps in flight\n", dir);
+        fprintf(stderr, "%s: other picks with steps in flight, or on the device\n", dir);
     return same;
 }
 

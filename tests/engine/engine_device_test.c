@@ -1,7 +1,7 @@
-/* The engine on a device that chooses tokens itself, with steps that run ahead, by one rank and by TM_RANKS (2): the same
- * tokens and ends as when every step is waited for, alone and in a crowd that shares prefixes, is thrown out of a small
- * pool, and loses requests on the way. A model of TM_SHARED/testdata/families where it is there, for it is small; else
- * demo-20m with less of everything.
+/* The engine on a device that chooses tokens itself, the largest or drawn ones, with steps that run ahead, by one rank and
+ * by TM_RANKS (2): the same tokens and ends as when the host chooses them and every step is waited for, alone and in a
+ * crowd that shares prefixes, is thrown out of a small pool, and loses requests on the way. A model of
+ * TM_SHARED/testdata/families where it is there, for it is small; else demo-20m, on the emulator with less of everything.
  *
  * Run as `engine_device_test rank TP` under mpirun it is one rank; its exit status says what came out. */
 #include <setjmp.h>
@@ -46,8 +46,13 @@ static void choose_model(char *dir, size_t size)
     bool small = root && tm_file_exists(config);
     if (!small)
         snprintf(dir, size, "models/demo-20m");
-    g_crowd = small ? CROWD_MAX : 3;
-    g_tokens = small ? 32 : 6;
+#ifdef TM_TEST_FEW
+    bool few = !small;
+#else
+    bool few = false;
+#endif
+    g_crowd = few ? 3 : CROWD_MAX;
+    g_tokens = few ? 6 : 32;
 }
 
 static tm_status open_engine(tm_engine **e, tm_comm *comm, int blocks, tm_err *err)
@@ -67,6 +72,24 @@ static tm_status open_engine(tm_engine **e, tm_comm *comm, int blocks, tm_err *e
     return tm_engine_open(e, &o, comm, err);
 }
 
+/* Every other request is greedy; the rest draw, one of two of them with penalties. */
+static void draw_by(tm_sampling *p, int i)
+{
+    static const tm_logit_bias bias = {11, 1.5f};
+    p->temperature = i % 2 ? 0.9f : 0.0f;
+    p->seed = (uint64_t)i * 7919;
+    if (i % 4 == 1) {
+        p->top_p = 0.9f;
+        p->min_tokens = 4;
+    } else if (i % 4 == 3) {
+        p->top_k = 30;
+        p->repetition_penalty = 1.1f;
+        p->presence_penalty = 0.3f;
+        p->logit_bias = &bias;
+        p->logit_bias_count = 1;
+    }
+}
+
 static void make_asks(rng *r, int vocab)
 {
     for (int i = 0; i < g_crowd; i++) {
@@ -80,8 +103,8 @@ static void make_asks(rng *r, int vocab)
                             .prompt_len = (size_t)n,
                             .max_tokens = rng_between(r, g_tokens / 2, g_tokens),
                             .sampling = tm_sampling_default()};
-        a->r.sampling.temperature = 0.0f;
         a->r.sampling.ignore_eos = true;
+        draw_by(&a->r.sampling, i);
     }
 }
 
@@ -100,17 +123,35 @@ static void expect_same(const answer *got, const answer *want)
     assert_memory_equal(got->tokens, want->tokens, (size_t)want->n * sizeof(int32_t));
 }
 
-/* With log-probabilities asked for the host chooses, and every step is waited for. Then some answers get a stop id in the
- * middle. */
+/* With more log-probabilities asked for than the device lists the host chooses, and every step is waited for. */
+static void list_logprobs(tm_engine *e, tm_request r, const answer *host)
+{
+    enum { LISTED = 5 };
+    static answer a;
+    r.sampling.logprobs = LISTED;
+    r.id = 101;
+    run_alone(e, r, &a);
+    assert_int_equal(a.n, host->n);
+    assert_int_equal(a.tops, a.n * LISTED);
+    assert_memory_equal(a.tokens, host->tokens, (size_t)a.n * sizeof(int32_t));
+    for (int i = 0; i < a.n; i++)
+        assert_true(a.logprobs[i] - host->logprobs[i] < 0.1f &&
+                    host->logprobs[i] - a.logprobs[i] < 0.1f);
+}
+
+/* Some answers get a stop id in the middle. */
 static void alone(tm_engine *e)
 {
     static int32_t stops[CROWD_MAX];
     for (int i = 0; i < g_crowd; i++) {
         tm_request r = g_asks[i].r;
-        r.sampling.logprobs = 0;
+        r.sampling.logprobs = TM_SAMPLE_TOP_MAX + 1;
         r.id = 100;
-        run_alone(e, r, &g_alone[i]);
+        for (int k = 0; k < 1 + i % 2; k++) /* what is drawn: with what the cache has of it */
+            run_alone(e, r, &g_alone[i]);
         assert_int_equal(g_alone[i].n, r.max_tokens);
+        if (i < 4)
+            list_logprobs(e, r, &g_alone[i]);
         if (i % 3 == 0) {
             answer *a = &g_alone[i];
             stops[i] = a->tokens[a->n / 2];
@@ -125,8 +166,9 @@ static void alone(tm_engine *e)
     }
 }
 
-/* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took alone,
- * the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends there. */
+/* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
+ * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
+ * there. */
 static void expect_as_good(tm_engine *e, const ask *a, const answer *got, const answer *want)
 {
     static int32_t text[PROMPT_MAX + 64];
@@ -163,7 +205,7 @@ static void crowd(tm_engine *e, rng *r)
             tm_engine_cancel(e, (uint64_t)rng_between(r, 1, i + 1));
     }
     drive_all(e, all, g_crowd);
-    for (int i = 0; i < g_crowd; i++)
+    for (int i = 0; i < g_crowd; i += 2) /* what is drawn may be anything then */
         expect_as_good(e, &g_asks[i], &g_got[i], &g_alone[i]);
     do
         tm_engine_stats_get(e, &st);

@@ -206,8 +206,8 @@ static void expect_beginning(const answer *got, const answer *want)
     assert_memory_equal(got->tokens, want->tokens, (size_t)got->n * sizeof(int32_t));
 }
 
-/* Answers of an engine in which the device chooses and steps run ahead, against those of one in which every step is waited
- * for: a pool of few blocks, prefixes from the cache, and some requests cancelled on the way. */
+/* Answers of an engine in which the device chooses and steps run ahead, against those of one in which every step is
+ * waited for: a pool of few blocks, prefixes from the cache, and some requests cancelled on the way. */
 static void ahead_round(rng *r, int blocks, uint64_t *preemptions, uint64_t *cached, int *ahead)
 {
     tm_engine_opts o = small_opts();

@@ -323,6 +323,31 @@ tm_status tm_model_end(tm_model *m, int32_t *picked)
     return fails ? TM_STATUS_UNAVAILABLE : TM_OK;
 }
 
+/* This device only picks. */
+bool tm_model_can_sample(const tm_model *m)
+{
+    (void)m;
+    return false;
+}
+
+int tm_model_edits_max(const tm_model *m)
+{
+    (void)m;
+    return 0;
+}
+
+tm_status tm_model_begin_sample(tm_model *m, const tm_batch *b, const tm_sample_set *set)
+{
+    (void)m, (void)b, (void)set;
+    return TM_STATUS_INVALID;
+}
+
+const tm_sample_detail *tm_model_details(const tm_model *m)
+{
+    (void)m;
+    return NULL;
+}
+
 int tm_model_in_flight(const tm_model *m)
 {
     return m->begun - m->ended;

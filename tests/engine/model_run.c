@@ -141,8 +141,13 @@ void run_step(run *r, const run_item *items, int n_items, float *logits)
                             .n_logits = n_rows,
                             .logit_rows = rows,
                             .rope_len = rope_len};
-    tm_status st =
-        r->picks ? tm_model_begin(r->model, &batch) : tm_model_forward(r->model, &batch, logits);
+    tm_status st;
+    if (!r->picks)
+        st = tm_model_forward(r->model, &batch, logits);
+    else if (r->set)
+        st = tm_model_begin_sample(r->model, &batch, r->set);
+    else
+        st = tm_model_begin(r->model, &batch);
     if (st == TM_OK && r->picks && !r->ahead)
         st = tm_model_end(r->model, r->picked);
     if (st != TM_OK) {

@@ -30,6 +30,7 @@ typedef struct run {
         ahead; /* steps of picks are begun, not ended, and the last token of a sequence is what the step before chose
                    for it where `fed` says so */
     bool fed;
+    const tm_sample_set *set; /* picks: what they are drawn by; NULL: the largest logit */
 } run;
 
 /* One sequence's part of a step: its next n tokens, logits of the last `want` of them. */

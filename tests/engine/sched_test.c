@@ -5,8 +5,8 @@
  * changes the answer. Every sequence must give exactly the tokens that its history alone determines, whatever
  * was preempted, cached, shared or cancelled around it.
  *
- * A step is computed when it is planned, as on a device whose steps follow each other in the order they are enqueued; its
- * tokens are told when it is retired. In worlds that run ahead another step is planned in between. */
+ * A step is computed when it is planned, as on a device whose steps follow each other in the order they are enqueued;
+ * its tokens are told when it is retired. In worlds that run ahead another step is planned in between. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -15,7 +15,7 @@
 enum { CAPABILITY_MIN = 80 }; /* sm_80: bf16 arithmetic and asynchronous copies */
 
 /* Not offered to the KV pool: what the driver takes after the start, for the code of kernels at their first launch and for
- * recorded steps (96 of them with some thousand kernels, less than 1 KB each), and NCCL for its connections. */
+ * recorded steps (192 of them with some hundred kernels, less than 1 KB each), and NCCL for its connections. */
 #define RESERVE_BYTES ((size_t)512 << 20)
 
 struct tm_graph {

@@ -234,4 +234,5 @@ const tm_op_table tm_cuda_ops = {
     .argmax_ranks = tm_cuda_op_argmax_ranks,
     .linear_heads = op_linear_heads,
     .sample = op_sample,
+    .spread = tm_cuda_op_spread,
 };

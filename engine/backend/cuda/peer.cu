@@ -452,10 +452,13 @@ __global__ void __launch_bounds__(256) copy_kernel(tm_peer_copy a)
         out[i] = x[i];
 }
 
-/* Larger for a larger number, and among equal ones for a lower column; 0 for none. */
+/* Larger for a larger number, and among equal ones for a lower column; 0 for none. Without numbers: rank 0 (v0) has the
+ * only column. */
 __device__ uint64_t key_of(const tm_argmax_args &a, int row)
 {
     const int i = a.out[row];
+    if (!a.x)
+        return i < 0 || a.v0 > 0 ? 0 : (uint64_t)1 << 32 | (0xffffffffu - (uint32_t)i);
     if (i < 0)
         return 0;
     const uint32_t u = __float_as_uint(a.x[(size_t)row * (a.ld ? a.ld : a.n) + i]);

@@ -86,7 +86,8 @@ typedef struct tm_peer_copy {
 } tm_peer_copy;
 cudaError_t tm_peer_copy_launch(const tm_peer_copy *a, const tm_cuda_ctx *c);
 
-/* a->out holds each row's best column of this rank; afterwards that of all ranks, see argmax_ranks. */
+/* a->out holds each row's best column of this rank; afterwards that of all ranks, see argmax_ranks. x NULL: that of rank
+ * 0, v0 being the rank. */
 cudaError_t tm_peer_pick_launch(const tm_peers *p, const tm_argmax_args *a, const tm_cuda_ctx *c);
 /* The same in two steps with a sum (a maximum) of keys between them that others take. */
 cudaError_t tm_peer_keys_launch(uint64_t *keys, const tm_argmax_args *a, const tm_cuda_ctx *c);

@@ -49,5 +49,6 @@ tm_status tm_cuda_op_sum(tm_device *dev, const tm_sum_args *a);
 tm_status tm_cuda_op_sum_norm(tm_device *dev, const tm_norm_args *a);
 tm_status tm_cuda_op_gather_cols(tm_device *dev, const tm_gather_cols_args *a);
 tm_status tm_cuda_op_argmax_ranks(tm_device *dev, const tm_argmax_args *a);
+tm_status tm_cuda_op_spread(tm_device *dev, const tm_spread_args *a);
 
 #endif

@@ -138,17 +138,32 @@ tm_status tm_cuda_op_gather_cols(tm_device *dev, const tm_gather_cols_args *a)
     return dev->ranks->peer ? gather_peers(dev, a) : gather_nccl(dev, a);
 }
 
-tm_status tm_cuda_op_argmax_ranks(tm_device *dev, const tm_argmax_args *a)
+/* The largest key of each row over the ranks. */
+static tm_status best_of_ranks(tm_device *dev, const tm_argmax_args *a)
 {
-    TM_TRY(usable(dev));
     tm_ranks *r = dev->ranks;
-    if (a->n_rows == 0)
-        return TM_OK;
-    TM_TRY(TM_CUDA(dev, tm_cuda_argmax_launch(a, &dev->ctx)));
     if (r->peer)
         return TM_CUDA(dev, tm_peer_pick_launch(&r->peers, a, &dev->ctx));
     TM_TRY(TM_CUDA(dev, tm_peer_keys_launch(r->keys, a, &dev->ctx)));
     TM_TRY(
         lost_unless(dev, tm_nccl_max_keys(r->nccl, r->keys, (size_t)a->n_rows, dev->ctx.stream)));
     return TM_CUDA(dev, tm_peer_unkey_launch(r->keys, a, &dev->ctx));
+}
+
+tm_status tm_cuda_op_argmax_ranks(tm_device *dev, const tm_argmax_args *a)
+{
+    TM_TRY(usable(dev));
+    if (a->n_rows == 0)
+        return TM_OK;
+    TM_TRY(TM_CUDA(dev, tm_cuda_argmax_launch(a, &dev->ctx)));
+    return best_of_ranks(dev, a);
+}
+
+tm_status tm_cuda_op_spread(tm_device *dev, const tm_spread_args *a)
+{
+    TM_TRY(usable(dev));
+    if (a->n == 0)
+        return TM_OK;
+    const tm_argmax_args given = {.out = a->x, .n_rows = a->n, .v0 = dev->ranks->rank};
+    return best_of_ranks(dev, &given);
 }

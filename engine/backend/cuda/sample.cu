@@ -13,8 +13,8 @@
 namespace
 {
 
-constexpr int PART = 256;        /* threads of keys and weigh */
-constexpr int CHUNKS_MAX = 4096; /* a row of 2^19 */
+constexpr int PART = 256; /* threads of keys and weigh */
+constexpr int CHUNKS_MAX = TM_SAMPLE_VOCAB_MAX / CHUNK;
 constexpr int TOP_KEYS = (TM_SAMPLE_TOP_MAX * CHUNK + THREADS - 1) / THREADS;
 
 typedef struct row_state {
@@ -26,8 +26,8 @@ typedef struct row_state {
 typedef struct work {
     row_state *states; /* [R] */
     u64 *masses;       /* [R, chunks] */
-    unsigned *
-        keys; /* [R, chunks] order_of the largest logit, then bits of the largest weight, then ties */
+    /* [R, chunks]: order_of the largest logit, then bits of the largest weight, then ties */
+    unsigned *keys;
     int chunks;
 } work;
 
@@ -36,8 +36,8 @@ __device__ __forceinline__ float *row_at(const tm_sample_args &a, int row)
     return a.x + (size_t)row * (size_t)(a.ld ? a.ld : a.n);
 }
 
-/* The key of chunk c, in every lane. */
-__device__ __forceinline__ unsigned chunk_key(const float *x, int n, int c)
+/* This lane's part of the key of chunk c, which is the largest of all lanes. */
+__device__ __forceinline__ unsigned lane_key(const float *x, int n, int c)
 {
     unsigned key = 0;
 #pragma unroll
@@ -46,20 +46,26 @@ __device__ __forceinline__ unsigned chunk_key(const float *x, int n, int c)
         if (i < n)
             key = max(key, order_of(x[i]));
     }
-    return __reduce_max_sync(ALL, key);
+    return key;
 }
 
+/* Two chunks at once: loads under way are what this waits for. */
 __global__ void __launch_bounds__(PART) keys_kernel(tm_sample_args a, work w)
 {
     start_next();
     wait_previous();
-    const int row = (int)blockIdx.y;
+    const int row = (int)blockIdx.y, step = (int)gridDim.x * (PART / 32);
     const float *x = row_at(a, row);
-    const int step = (int)gridDim.x * (PART / 32);
-    for (int c = (int)blockIdx.x * (PART / 32) + warp_id(); c < w.chunks; c += step) {
-        const unsigned key = chunk_key(x, a.n, c);
-        if (lane_id() == 0)
-            w.keys[(size_t)row * w.chunks + c] = key;
+    unsigned *keys = w.keys + (size_t)row * w.chunks;
+    for (int c = (int)blockIdx.x * (PART / 32) + warp_id(); c < w.chunks; c += 2 * step) {
+        const unsigned first = lane_key(x, a.n, c), second = lane_key(x, a.n, c + step);
+        const unsigned a_key = __reduce_max_sync(ALL, first),
+                       b_key = __reduce_max_sync(ALL, second);
+        if (lane_id() == 0) {
+            keys[c] = a_key;
+            if (c + step < w.chunks)
+                keys[c + step] = b_key;
+        }
     }
 }
 
@@ -172,7 +178,7 @@ __device__ void edit_row(const tm_sample_row &p, float *x, tm_sample_edit *edits
     edit(x, edits, p.n_banned, touched, [](float, float) { return -INFINITY; });
     for (int c = warp_id(); c < chunks; c += WARPS)
         if (touched[c / 32] >> (c % 32) & 1) {
-            const unsigned key = chunk_key(x, n, c);
+            const unsigned key = __reduce_max_sync(ALL, lane_key(x, n, c));
             if (lane_id() == 0)
                 keys[c] = key;
         }
@@ -339,11 +345,13 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(tm_sample_args a, work 
     finish(b.slots, a, p, row, token);
 }
 
-/* Blocks of a row in keys and weigh: enough to fill the device, and no more than have a chunk for each warp. */
+/* Blocks of a row in keys and weigh: as many as the device holds at once (one more would have all wait for it twice), and
+ * no more than have two chunks for each warp. */
 unsigned parts_of(int chunks, int rows, int sms)
 {
-    const int most = (chunks + PART / 32 - 1) / (PART / 32), fill = (8 * sms + rows - 1) / rows;
-    return (unsigned)(fill < most ? fill : most);
+    const int most = (chunks + PART / 16 - 1) / (PART / 16), fill = 2048 / PART * sms / rows;
+    const int parts = fill < most ? fill : most;
+    return (unsigned)(parts > 1 ? parts : 1);
 }
 
 } /* namespace */

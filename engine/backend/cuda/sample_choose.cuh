@@ -50,16 +50,36 @@ __device__ __forceinline__ bool weight_at(const weights &v, int c, int j, unsign
     return true;
 }
 
+/* Every lane looks whether one chunk has a weight of at least `floor`; yes(c) is then called by the whole warp, and
+ * no(c) by a single lane. */
+template <typename Y, typename N>
+__device__ void each_chunk(const weights &v, unsigned floor, Y yes, N no)
+{
+    for (int first = warp_id(); first < v.chunks; first += WARPS * 32) {
+        const int mine = first + lane_id() * WARPS;
+        const unsigned top = mine < v.chunks ? v.tops[mine] : 0;
+        unsigned left = __ballot_sync(ALL, top && top >= floor);
+        if (mine < v.chunks && !(left >> lane_id() & 1))
+            no(mine);
+        for (; left; left &= left - 1)
+            yes(first + (__ffs((int)left) - 1) * WARPS);
+    }
+}
+
 /* f(bits, there) by whole warps: of the weights in chunks with one of at least `floor`, or of the chunks' largest. */
 template <typename F> __device__ void each_weight(const weights &v, unsigned floor, F f)
 {
-    for (int c = warp_id(); c < v.chunks; c += WARPS)
-        if (v.tops[c] && v.tops[c] >= floor)
-            for (int j = 0; j < EACH; j++) {
-                unsigned bits;
-                const bool there = weight_at(v, c, j, &bits);
-                f(bits, there);
-            }
+    const auto yes = [&](int c) {
+        unsigned bits[EACH];
+        bool there[EACH];
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            there[j] = weight_at(v, c, j, &bits[j]);
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            f(bits[j], there[j]);
+    };
+    each_chunk(v, floor, yes, [](int) {});
 }
 template <typename F> __device__ void each_top(const weights &v, F f)
 {
@@ -192,25 +212,26 @@ __device__ stay filter(board &b, const tm_sample_row &p, const weights &v)
 /* Mass above and number of ties of every chunk, in the places of its mass and its largest weight. */
 __device__ void weigh_stay(const weights &v, const stay &s)
 {
-    for (int c = warp_id(); c < v.chunks; c += WARPS) {
+    const auto put = [&](int c, u64 mass, unsigned ties) {
+        v.masses[c] = mass;
+        v.tops[c] = ties;
+    };
+    const auto weigh = [&](int c) {
         u64 mass = 0;
         unsigned ties = 0;
-        if (v.tops[c] && v.tops[c] >= s.least) {
-            for (int j = 0; j < EACH; j++) {
-                unsigned bits;
-                const bool there = weight_at(v, c, j, &bits);
-                mass += bits > s.least ? mass_of_bits(bits) : 0;
-                ties += there && bits == s.least;
-            }
-            mass = warp_sum(mass);
-            ties = __reduce_add_sync(ALL, ties);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            unsigned bits;
+            const bool there = weight_at(v, c, j, &bits);
+            mass += bits > s.least ? mass_of_bits(bits) : 0;
+            ties += there && bits == s.least;
         }
-        __syncwarp();
-        if (lane_id() == 0) {
-            v.masses[c] = mass;
-            v.tops[c] = ties;
-        }
-    }
+        mass = warp_sum(mass);
+        ties = __reduce_add_sync(ALL, ties);
+        if (lane_id() == 0)
+            put(c, mass, ties);
+    };
+    each_chunk(v, s.least, weigh, [&](int c) { put(c, 0, 0); });
     __syncthreads();
 }
 

@@ -1,6 +1,6 @@
 /* Fuzz entry of the HTTP parser (libFuzzer). The first byte chooses request or response and how the rest is
  * fragmented; the oracle is that fragmentation changes nothing: same verdict, same fields, same body.
- * Build with clang, -DTM_FUZZ=ON, and run build/tests/http_parse_fuzz [corpus]. */
+ * The corpus is tests/fuzz/corpus/http_parse. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
