@@ -64,12 +64,59 @@ tm_status tm_json_parse(const char *data, size_t len, json_t **out, tm_err *err)
     return TM_OK;
 }
 
+#define INTEGER_DIGITS 18 /* what surely fits 64 bits */
+
+/* Bytes of the number that begins at data[0], and whether it is a whole one that may not fit. */
+static size_t number_length(const char *data, size_t len, bool *long_integer)
+{
+    size_t n = 0, digits = 0;
+    while (n < len && data[n] && strchr("0123456789.eE+-", data[n]))
+        digits += data[n] >= '0' && data[n] <= '9', n++;
+    *long_integer = digits == n && n > INTEGER_DIGITS;
+    return n;
+}
+
+/* Whole numbers of more digits become "....0" and so doubles: tokenizer configs say 10^30 for "no limit". out has
+ * room for half as much again, since such a number has at least 19 bytes. */
+static size_t widen_integers(const char *data, size_t len, char *out)
+{
+    size_t n = 0, take;
+    bool in_string = false;
+    for (size_t i = 0; i < len; i += take) {
+        bool widen = false;
+        take = 1;
+        if (data[i] == '"')
+            in_string = !in_string;
+        else if (in_string && data[i] == '\\')
+            take = TM_MIN((size_t)2, len - i);
+        else if (!in_string && data[i] >= '0' && data[i] <= '9')
+            take = number_length(data + i, len - i, &widen);
+        memcpy(out + n, data + i, take);
+        n += take;
+        if (widen) {
+            memcpy(out + n, ".0", 2);
+            n += 2;
+        }
+    }
+    return n;
+}
+
+static tm_status parse_file(const char *data, size_t len, json_t **out, tm_err *err)
+{
+    char *wide = malloc(len + len / 2 + 1);
+    if (!wide)
+        return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory while reading JSON");
+    tm_status st = tm_json_parse(wide, widen_integers(data, len, wide), out, err);
+    free(wide);
+    return st;
+}
+
 tm_status tm_json_load_file(const char *path, size_t max_bytes, json_t **out, tm_err *err)
 {
     char *data;
     size_t len;
     TM_TRY(tm_file_read(path, max_bytes, &data, &len, err));
-    tm_status st = tm_err_of_file(err, tm_json_parse(data, len, out, err));
+    tm_status st = tm_err_of_file(err, parse_file(data, len, out, err));
     free(data);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", path);

@@ -18,6 +18,7 @@
 #include "common/status.h"
 
 tm_status tm_json_parse(const char *data, size_t len, json_t **out, tm_err *err);
+/* In files a whole number of more than 18 digits is read as a double. */
 tm_status tm_json_load_file(const char *path, size_t max_bytes, json_t **out, tm_err *err);
 
 /* null and absent are the same: NULL. */

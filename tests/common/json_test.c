@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/check.h"
 #include "common/file.h"
@@ -162,6 +163,28 @@ static void last_of_duplicates_wins(void **state)
     json_decref(v);
 }
 
+/* Released tokenizer configs say 10^30 for "no limit". */
+static void long_integers_of_files(void **state)
+{
+    (void)state;
+    json_t *v = NULL;
+    tm_err err = TM_ERR_INIT;
+    const char *numbers = "{\"model_max_length\": 1000000000000000019884624838656, \"f\": "
+                          "0.12345678901234567890123, \"s\": \"\\\"12345678901234567890\", "
+                          "\"n\": [-12345678901234567890, 12, 1e3]}";
+    char path[] = "/tmp/tm-json-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, numbers, strlen(numbers)) == (ssize_t)strlen(numbers));
+    close(fd);
+    assert_int_equal(tm_json_load_file(path, 100000, &v, &err), TM_OK);
+    assert_true(json_real_value(json_object_get(v, "model_max_length")) > 1e29);
+    assert_true(json_real_value(json_object_get(v, "f")) < 0.124);
+    assert_string_equal(json_string_value(json_object_get(v, "s")), "\"12345678901234567890");
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(v, "n"), 1)), 12);
+    json_decref(v);
+    unlink(path);
+}
+
 static void messages_do_not_quote(void **state)
 {
     (void)state;
@@ -262,9 +285,13 @@ static void other_getters(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_suite),    cmocka_unit_test(strictness),
-        cmocka_unit_test(depth),         cmocka_unit_test(last_of_duplicates_wins),
-        cmocka_unit_test(integers),      cmocka_unit_test(messages_do_not_quote),
+        cmocka_unit_test(test_suite),
+        cmocka_unit_test(strictness),
+        cmocka_unit_test(depth),
+        cmocka_unit_test(last_of_duplicates_wins),
+        cmocka_unit_test(integers),
+        cmocka_unit_test(long_integers_of_files),
+        cmocka_unit_test(messages_do_not_quote),
         cmocka_unit_test(other_getters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
