@@ -81,8 +81,9 @@ def processes(match):
 class Cluster:
     def __init__(self, tp=2, groups=("a", "b"), etcd=True, router_args=(), worker_args=(), model=MODEL,
                  folder=None, start_timeout=90):
-        self.dir = folder or tempfile.mkdtemp(prefix="turbomesh-test.")  # a folder that was given stays
-        self.keep = folder is not None
+        # close() kills what has the tag in its command line, so the tag is never a name that a caller chose.
+        self.dir = tempfile.mkdtemp(prefix="turbomesh-test.", dir=folder)
+        self.keep = folder is not None  # logs in a folder that was given stay
         self.tag = os.path.basename(self.dir)
         self.model, self.tp, self.worker_args, self.router_args = model, tp, list(worker_args), list(router_args)
         self.etcd = self.router = None

@@ -51,7 +51,7 @@ def arguments():
 
 
 class FireCluster(Cluster):
-    def __init__(self, o, folder):
+    def __init__(self, o):
         self.o = o
         args = ["--device", o.device, "--max-batch-size", str(min(o.streams, 4096)), *o.worker_args.split()]
         if o.device == "cpu" and "--threads" not in args:
@@ -61,7 +61,7 @@ class FireCluster(Cluster):
         if o.cache:
             args += ["--cache-max-entry-count", o.cache]
         super().__init__(tp=o.tp, groups=[f"g{i}" for i in range(o.groups)], model=o.model, worker_args=args,
-                         router_args=o.router_args.split(), folder=folder, start_timeout=o.start_timeout)
+                         router_args=o.router_args.split(), folder=o.out, start_timeout=o.start_timeout)
 
     def group_args(self, name):
         own_gpus = self.o.device == "cuda" and not self.o.allow_shared_gpu
@@ -252,13 +252,14 @@ def problems(s):
 
 
 def run(o):
-    folder = os.path.join(os.path.abspath(o.out), f"turbomesh-fire.{os.getpid()}")
-    os.makedirs(folder)
+    o.out = os.path.abspath(o.out)
+    os.makedirs(o.out, exist_ok=True)
     print(f"{o.groups} groups of tp {o.tp} on {o.device}, {o.streams} streams for {o.seconds:g} s, "
-          f"{o.max_tokens} tokens each, {os.path.basename(os.path.normpath(o.model))}; logs in {folder}", flush=True)
+          f"{o.max_tokens} tokens each, {os.path.basename(os.path.normpath(o.model))}", flush=True)
     begin = time.monotonic()
-    with FireCluster(o, folder) as c:
-        print(f"all groups serve after {time.monotonic() - begin:.1f} s", flush=True)
+    with FireCluster(o) as c:
+        folder = c.dir
+        print(f"all groups serve after {time.monotonic() - begin:.1f} s; logs in {folder}", flush=True)
         path = os.path.join(folder, "prompts.txt")
         prompts = write_prompts(path, min(o.streams, 256))
         want, calm = undisturbed(c, path)

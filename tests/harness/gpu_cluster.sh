@@ -6,9 +6,11 @@ set -eu
 [ $# -ge 1 ] || { echo "usage: gpu_cluster.sh BIN_DIR [options]" >&2; exit 2; }
 TM_BIN=$(cd "$1" && pwd)
 shift
-for d in /usr/local/cuda/lib64 "$TM_BIN/../lib"; do
-    [ -d "$d" ] && export LD_LIBRARY_PATH="$d${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-done
+path() { [ ! -d "$1" ] || export LD_LIBRARY_PATH="$1${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"; }
+path /usr/local/cuda/lib64
+# Only where the programs do not find their libraries by themselves: mpirun and python3 keep the host's.
+"$TM_BIN/turbomesh" version >/dev/null 2>&1 || path "$TM_BIN/../lib"
+"$TM_BIN/turbomesh" version >/dev/null
 export TM_BIN PATH="$PATH:$TM_BIN" PYTHONDONTWRITEBYTECODE=1
 # NVLink multicast is off: it hangs where a host's fabric manager does not allow it.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 NCCL_NVLS_ENABLE=0
