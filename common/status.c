@@ -46,6 +46,15 @@ static const status_row *row_of(tm_status st)
     return &g_rows[st];
 }
 
+/* A message is one line whatever it quotes: a name from a file may hold any character. */
+static void put_msg(tm_err *err, char *msg)
+{
+    for (char *c = msg; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = ' ';
+    memcpy(err->msg, msg, sizeof err->msg);
+}
+
 tm_status tm_err_set(tm_err *err, tm_status st, const char *file, int line, const char *fmt, ...)
 {
     if (!err)
@@ -60,7 +69,7 @@ tm_status tm_err_set(tm_err *err, tm_status st, const char *file, int line, cons
     err->status = st;
     err->file = file;
     err->line = line;
-    memcpy(err->msg, msg, sizeof msg);
+    put_msg(err, msg);
     return st;
 }
 
@@ -83,7 +92,7 @@ void tm_err_prefix(tm_err *err, const char *fmt, ...)
         len += part;
     }
     msg[len] = '\0';
-    memcpy(err->msg, msg, sizeof msg);
+    put_msg(err, msg);
 }
 
 tm_status tm_err_of_file(tm_err *err, tm_status st)

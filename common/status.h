@@ -40,7 +40,7 @@ typedef struct tm_err {
     tm_status status;
     int line;         /* origin */
     const char *file; /* origin, static string */
-    char msg[480];    /* one line, no trailing newline */
+    char msg[480];    /* one line: control characters in what it quotes became spaces */
 } tm_err;
 
 #define TM_ERR_INIT                                                                                \

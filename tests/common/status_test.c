@@ -102,6 +102,16 @@ static void long_texts_are_cut(void **state)
     assert_string_equal(err.msg, "very short");
 }
 
+static void a_message_is_one_line(void **state)
+{
+    (void)state;
+    tm_err err = TM_ERR_INIT;
+    TM_FAIL(&err, TM_STATUS_DATA, "tensor %s: \xc3\xa4", "a\r\nb\x1b[1m\x7f");
+    assert_string_equal(err.msg, "tensor a  b [1m : \xc3\xa4");
+    tm_err_prefix(&err, "%s", "x\ty");
+    assert_string_equal(err.msg, "x y: tensor a  b [1m : \xc3\xa4");
+}
+
 static tm_status passes(int *undone, tm_status what)
 {
     tm_status st = TM_OK;
@@ -153,6 +163,7 @@ int main(void)
         cmocka_unit_test(a_bad_file_is_not_the_askers_fault),
         cmocka_unit_test(record_is_filled),
         cmocka_unit_test(long_texts_are_cut),
+        cmocka_unit_test(a_message_is_one_line),
         cmocka_unit_test(macros_pass_on),
         cmocka_unit_test(clocks_go_forward),
     };

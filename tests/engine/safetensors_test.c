@@ -98,6 +98,7 @@ static const bad bads[] = {
     {"{\"a\\u0000b\":1}", 0, "not valid JSON"},
     {"{\"w\":{" F16_2 "},\"w\":{" F16_2 "}}", 4, "not valid JSON: duplicate"},
     {"{\"w\":1}", 0, "tensor w: expected an object"},
+    {"{\"w\\n\":1}", 0, "tensor w : expected an object"},
     {"{\"\":{" F16_2 "}}", 4, "name is 0 bytes"},
     {"{\"__metadata__\":[]}", 0, "__metadata__: expected an object"},
     {"{\"__metadata__\":{\"k\":1}}", 0, "__metadata__: k: expected a string"},
