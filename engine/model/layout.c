@@ -354,7 +354,7 @@ static tm_status runs_whole(const tm_arch *a, const tm_shard *s, tm_role role, t
         return runs_gate_up(a->moe.shared, s->shared0, s->shared, fn, arg);
     case DIM_VOCAB:
         rows = TM_MAX(TM_MIN(s->vocab, a->vocab - s->vocab0), 0); /* the rest is padding */
-        return fn(arg, RUN(s->vocab0, 0, rows));
+        return fn(arg, RUN(TM_MIN(s->vocab0, a->vocab), 0, rows));
     default:
         return fn(arg, RUN(0, 0, rows));
     }

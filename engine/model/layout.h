@@ -6,7 +6,8 @@
 #include "engine/model/arch.h"
 
 /* One rank's share. Key heads are replicated when there are fewer of them than ranks; the vocabulary is
- * padded to a multiple of tp, and the last rank's surplus rows are zeros. */
+ * padded to a multiple of tp, and the last ranks' surplus rows are zeros (all of a rank's, where a tiny
+ * vocabulary is cut into many parts). */
 typedef struct tm_shard {
     int tp, rank;
     int heads, head0;

@@ -305,6 +305,30 @@ static void test_rope(void **state)
     assert_true(f[0] == 1.0f && fabsf(f[7] * 4.0f - powf(10000.0f, -0.875f)) < 1e-9f);
 }
 
+static tm_status keep_run(void *arg, tm_row_run run)
+{
+    *(tm_row_run *)arg = run;
+    return TM_OK;
+}
+
+/* A vocabulary of 10 among 8 ranks: 2 each, and nothing but padding for the last three. */
+static void test_tiny_vocabulary(void **state)
+{
+    (void)state;
+    static const tm_tensor_row row = {.role = TM_ROLE_EMBED, .part = TM_PART_WHOLE};
+    tm_err err = TM_ERR_INIT;
+    expect_ok("\"vocab_size\":10,\"num_attention_heads\":8,\"num_key_value_heads\":8");
+    for (int rank = 0; rank < 8; rank++) {
+        tm_shard s;
+        tm_row_run run = {-1, -1, -1, true};
+        assert_int_equal(tm_shard_make(&s, &g_arch, 8, rank, &err), TM_OK);
+        assert_int_equal(tm_tensor_runs(&g_arch, &s, &row, 0, keep_run, &run), TM_OK);
+        assert_int_equal(run.src, TM_MIN(2 * rank, 10));
+        assert_int_equal(run.dst, 0);
+        assert_int_equal(run.n, rank < 5 ? 2 : 0);
+    }
+}
+
 static void test_shards(void **state)
 {
     (void)state;
@@ -516,12 +540,12 @@ int main(void)
     if (!mkdtemp(g_dir))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_dialects),
-        cmocka_unit_test(test_biases_windows), cmocka_unit_test(test_families),
-        cmocka_unit_test(test_experts),        cmocka_unit_test(test_rope_lengths),
-        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_shards),         cmocka_unit_test(test_stop_ids),
-        cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_defaults),        cmocka_unit_test(test_dialects),
+        cmocka_unit_test(test_biases_windows),  cmocka_unit_test(test_families),
+        cmocka_unit_test(test_experts),         cmocka_unit_test(test_rope_lengths),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_shards),          cmocka_unit_test(test_stop_ids),
+        cmocka_unit_test(test_tiny_vocabulary), cmocka_unit_test(test_folders),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     rmdir(g_dir);
