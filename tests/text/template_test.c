@@ -588,6 +588,49 @@ static void test_paths(void **state)
     drop(&m);
 }
 
+/* What Python prints for a format, or what it says against it. */
+static void test_percent(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {"'%d' % 1e20", "100000000000000000000"},
+        {"'%u' % -1e20", "-100000000000000000000"},
+        {"'%d' % 1.5", "1"},
+        {"'%d' % -0.5", "0"},
+        {"'%i' % -2.9", "-2"},
+        {"'%.25d' % 1e20", "0000100000000000000000000"},
+        {"'%x' % 1e20", "error: %x format: an integer is required, not float"},
+        {"'%x' % 1.5", "error: %x format: an integer is required, not float"},
+        {"'%d' % ('inf'|float)", "error: cannot convert float infinity to integer"},
+        {"'%d' % ('nan'|float)", "error: cannot convert float NaN to integer"},
+        {"'%.3d|%5.3d|%-5.3d|' % (5, 5, 5)", "005|  005|005  |"},
+        {"'%.3x' % 10", "00a"},
+        {"'%#06x' % 255", "0x00ff"},
+        {"'%#o' % 8", "0o10"},
+        {"'%+05d' % 7", "+0007"},
+        {"'%08.3f' % -1.5", "-001.500"},
+        {"'{:.3d}'.format(5)", "error: Precision not allowed in integer format specifier"},
+        {"'{:#06x}'.format(255)", "0x00ff"},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(rows); i++) {
+        char text[128];
+        snprintf(text, sizeof(text), "{{ %s }}", rows[i][0]);
+        model m = make(NULL, NULL, text);
+        if (m.st != TM_OK)
+            fail_msg("%s: %s", rows[i][0], m.err.msg);
+        json_t *list = parse(ONE);
+        const tm_render_args a = {.messages = list};
+        char *got = shown(m.tpl, &a);
+        const char *want = rows[i][1];
+        bool refused = strncmp(want, "error: ", 7) == 0;
+        if (refused ? strncmp(got, want, 7) != 0 || !strstr(got, want + 7) : strcmp(got, want) != 0)
+            fail_msg("%s: %s", rows[i][0], got);
+        free(got);
+        json_decref(list);
+        drop(&m);
+    }
+}
+
 /* ---- bounds --------------------------------------------------------------------------------------------- */
 
 static void test_bounds(void **state)
@@ -705,8 +748,8 @@ int main(void)
         cmocka_unit_test(test_variables),       cmocka_unit_test(test_injection),
         cmocka_unit_test(test_refused_sources), cmocka_unit_test(test_formats),
         cmocka_unit_test(test_format_tools),    cmocka_unit_test(test_paths),
-        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_source_bounds),
-        cmocka_unit_test(test_long_input),
+        cmocka_unit_test(test_percent),         cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_source_bounds),   cmocka_unit_test(test_long_input),
     };
     return cmocka_run_group_tests_name("template", tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* "..." % args and "...".format(args): the common part of both. Anything else (format of attributes, nested
  * fields) is refused by name. */
+#include <math.h>
 #include <stdio.h>
 
 #include "common/check.h"
@@ -36,7 +37,7 @@ static bool put_padded(tm_jrun *r, tm_jbuf *out, const tm_jval *text, const spec
     return true;
 }
 
-/* Digits with separators and sign, zero-padded where asked. */
+/* Digits with separators and sign, zero-padded where asked: behind the sign and a base's prefix. */
 static bool put_digits(tm_jrun *r, tm_jbuf *out, const char *digits, bool negative, const spec *s)
 {
     char text[WIDTH_MAX + 512];
@@ -45,6 +46,11 @@ static bool put_digits(tm_jrun *r, tm_jbuf *out, const char *digits, bool negati
         text[n++] = negative ? '-' : s->sign;
     size_t zeros =
         s->zero && s->width > (int)(n + strlen(digits)) ? (size_t)s->width - n - strlen(digits) : 0;
+    if (s->alt && memchr("xXo", s->type, 3)) {
+        memcpy(text + n, digits, 2);
+        n += 2;
+        digits += 2;
+    }
     memset(text + n, '0', zeros);
     n += zeros;
     for (const char *d = digits; *d; d++) {
@@ -62,14 +68,15 @@ static bool put_int(tm_jrun *r, tm_jbuf *out, int64_t v, const spec *s)
     char digits[80];
     uint64_t u = v < 0 ? 0 - (uint64_t)v : (uint64_t)v;
     unsigned long long n = u;
+    int least = TM_MAX(s->precision, 1); /* digits */
     if (s->type == 'x')
-        snprintf(digits, sizeof(digits), "%s%llx", s->alt ? "0x" : "", n);
+        snprintf(digits, sizeof(digits), "%s%.*llx", s->alt ? "0x" : "", least, n);
     else if (s->type == 'X')
-        snprintf(digits, sizeof(digits), "%s%llX", s->alt ? "0X" : "", n);
+        snprintf(digits, sizeof(digits), "%s%.*llX", s->alt ? "0X" : "", least, n);
     else if (s->type == 'o')
-        snprintf(digits, sizeof(digits), "%s%llo", s->alt ? "0o" : "", n);
+        snprintf(digits, sizeof(digits), "%s%.*llo", s->alt ? "0o" : "", least, n);
     else
-        snprintf(digits, sizeof(digits), "%llu", n);
+        snprintf(digits, sizeof(digits), "%.*llu", least, n);
     return put_digits(r, out, digits, v < 0, s);
 }
 
@@ -185,6 +192,18 @@ static bool percent_spec(percent *p, spec *s)
     return !too_wide(p->r, s);
 }
 
+/* A float as %d: its whole part, which may have three hundred digits. */
+static bool put_whole_part(tm_jrun *r, tm_jbuf *out, double f, const spec *s)
+{
+    char digits[400];
+    if (s->type != 'd' && s->type != 'i' && s->type != 'u')
+        return tm_jrun_fail(r, "%%%c format: an integer is required, not float", s->type);
+    if (!isfinite(f))
+        return tm_jrun_fail(r, "cannot convert float %s to integer", isnan(f) ? "NaN" : "infinity");
+    snprintf(digits, sizeof(digits), "%0*.0f", TM_MAX(s->precision, 1), trunc(fabs(f)));
+    return put_digits(r, out, digits, f <= -1, s);
+}
+
 static bool percent_field(percent *p, tm_jbuf *out)
 {
     tm_jval v;
@@ -210,8 +229,9 @@ static bool percent_field(percent *p, tm_jbuf *out)
                             tm_jv_type_name(&v));
     if (!whole)
         return put_float(p->r, out, tm_jv_double(&v), &s);
-    int64_t i = v.type == TM_J_FLOAT ? (int64_t)v.u.f : v.type == TM_J_BOOL ? v.u.b : v.u.i;
-    return put_int(p->r, out, i, &s);
+    if (v.type == TM_J_FLOAT)
+        return put_whole_part(p->r, out, v.u.f, &s);
+    return put_int(p->r, out, v.type == TM_J_BOOL ? v.u.b : v.u.i, &s);
 }
 
 bool tm_jformat_percent(tm_jrun *r, const tm_jval *fmt, const tm_jargs *args, const tm_jval *map,
@@ -329,6 +349,8 @@ static bool brace_field(tm_jrun *r, tm_jbuf *out, const char *t, size_t len, con
     bool whole = s.type ? memchr("dxXo", s.type, 4) != NULL : v.type == TM_J_INT;
     if (whole && v.type != TM_J_INT)
         return tm_jrun_fail(r, "Unknown format code '%c' for object of type 'float'", s.type);
+    if (whole && s.precision >= 0)
+        return tm_jrun_fail(r, "Precision not allowed in integer format specifier");
     return whole ? put_int(r, out, v.u.i, &s) : put_float(r, out, tm_jv_double(&v), &s);
 }
 
