@@ -53,6 +53,13 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *b)
         "{ .reg .b64 s; mbarrier.arrive.shared::cta.b64 s, [%0]; }" ::"r"(shared_address(b))
         : "memory");
 }
+/* Arrives when the copies that this thread has begun (copy_async) are done. */
+__device__ __forceinline__ void arrive_copied(uint64_t *b)
+{
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
+        : "memory");
+}
 /* Arrives and announces bytes that tile_load brings. */
 __device__ __forceinline__ void barrier_expect(uint64_t *b, int bytes)
 {

@@ -20,6 +20,7 @@
 #include "engine/backend/cuda/act.cuh"
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/skinny.cuh"
 
 namespace
 {
@@ -33,20 +34,6 @@ constexpr int STEP_BYTES = 16 * STEP * 2;
 constexpr size_t X_BYTES_MAX = 160 << 10;
 constexpr int TOKENS_MAX = 8;
 constexpr int AHEAD_BYTES = 128 << 10; /* of a block: 17 MB of L2 in all */
-
-struct skinny_args {
-    const void *w, *x;
-    void *out;
-    const float *bias;
-    int n, k, tokens, ldx, ldo, tiles, stride; /* stride: of x in shared memory, elements */
-    bool f32_out;
-    tm_act_kind act;
-    /* With norm_w, x is norm(residual + delta) * norm_w, computed by every block; block 0 writes the sum. */
-    const void *residual, *delta;
-    void *residual_out;
-    const float *norm_w;
-    float eps, one; /* one: 1 where the weight is 1 + w */
-};
 
 /* The weights under way: DEPTH steps of rows g and g + 8, two halves of 32 k each, and the place of the next step. */
 template <typename T, bool GATED> struct weight_stream {
@@ -162,48 +149,6 @@ template <typename T> __device__ void load_normed(const skinny_args &a, T *xs)
     __syncthreads();
 }
 
-template <typename T> __device__ void store_out(const skinny_args &a, int row, int token, float v)
-{
-    if (row >= a.n || token >= a.tokens)
-        return;
-    const size_t at = (size_t)token * a.ldo + row;
-    if (a.bias)
-        v += a.bias[row];
-    if (a.f32_out)
-        static_cast<float *>(a.out)[at] = v;
-    else
-        static_cast<T *>(a.out)[at] = from_f32<T>(v);
-}
-
-/* Sum over the warps of element e of the tile's accumulators, [lane][4]. */
-__device__ __forceinline__ float sum_warps(const float *red, int e)
-{
-    float v = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-        v += red[w * 128 + e];
-    return v;
-}
-
-template <typename T>
-__device__ __forceinline__ void finish_tile(const skinny_args &a, const float *red, int tile)
-{
-    const int e = threadIdx.x, lane = e / 4;
-    if (e < 128)
-        store_out<T>(a, tile * 16 + lane / 4 + (e & 2) * 4, lane % 4 * 2 + (e & 1),
-                     sum_warps(red, e));
-}
-
-/* Rows g of the tile are gates, rows g + 8 what they multiply. */
-template <typename T>
-__device__ __forceinline__ void finish_gated(const skinny_args &a, const float *red, int tile)
-{
-    const int i = threadIdx.x, e = i / 2 * 4 + i % 2, lane = e / 4;
-    if (i < 64)
-        store_out<T>(a, tile * 8 + lane / 4, lane % 4 * 2 + i % 2,
-                     activate(sum_warps(red, e), a.act) * sum_warps(red, e + 2));
-}
-
 /* The warps' sums of a tile come together in red; acc starts anew. */
 template <typename T, bool GATED>
 __device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, float (&acc)[4])
@@ -212,10 +157,7 @@ __device__ __forceinline__ void finish(const skinny_args &a, float *red, int til
         make_float4(acc[0], acc[1], acc[2], acc[3]);
     acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
     __syncthreads();
-    if (GATED)
-        finish_gated<T>(a, red, tile);
-    else
-        finish_tile<T>(a, red, tile);
+    finish_tile<T, WARPS, GATED>(a, red, tile);
 }
 
 /* One step: 64 k of the tile against all tokens. */
@@ -233,8 +175,7 @@ __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
     }
 }
 
-template <typename T, bool GATED>
-__global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
+template <typename T, bool GATED> __global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
 {
     DYNAMIC_SHARED(uint4, smem);
     float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
@@ -280,22 +221,18 @@ __global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
     }
 }
 
-/* x in shared memory: numbers from row to row, and bytes in all. */
-int stride_of(int k)
-{
-    return k + 32;
-}
-
 size_t x_bytes(int k, int tokens)
 {
-    return (size_t)tokens * stride_of(k) * 2;
+    return (size_t)tokens * skinny_stride(k) * 2;
 }
 
 cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 {
+    if (tm_cuda_skinny_ring_fits(a, c))
+        return tm_cuda_skinny_ring_launch(a, gated, c);
     const size_t smem = 2 * WARPS * 128 * sizeof(float) + x_bytes(a.k, a.tokens);
     const dim3 grid((unsigned)min(c->sms, a.tiles));
-    a.stride = stride_of(a.k);
+    a.stride = skinny_stride(a.k);
     if (c->act == TM_DTYPE_BF16)
         return launch_kernel(
             c, gated ? skinny_kernel<__nv_bfloat16, true> : skinny_kernel<__nv_bfloat16, false>,

@@ -31,6 +31,12 @@ inline void barrier_arrive(uint64_t *b)
 {
     emu_mbarrier_arrive(b, 0);
 }
+inline void arrive_copied(uint64_t *b)
+{
+    emu_copy_commit();
+    emu_copy_wait(0);
+    emu_mbarrier_arrive(b, 0);
+}
 inline void barrier_expect(uint64_t *b, int bytes)
 {
     emu_mbarrier_arrive(b, bytes);
