@@ -36,7 +36,7 @@ function(tm_pytest name file)
 endfunction()
 
 # tm_fuzz(name LIBS ...): the fuzz entry tests/fuzz/<name>_fuzz.c. With clang and TM_FUZZ under libFuzzer, otherwise a test: a
-# short run of the kept corpus and random changes of it.
+# short run of the kept corpora (tests/fuzz/README.md) and random changes of them.
 option(TM_FUZZ "Build the fuzz entries for libFuzzer (clang)" OFF)
 if(TM_FUZZ)
   target_compile_options(tm_flags INTERFACE $<$<COMPILE_LANGUAGE:C>:-fsanitize=fuzzer-no-link>)
@@ -47,11 +47,21 @@ function(tm_fuzz name)
   add_executable(${name}_fuzz ${dir}/${name}_fuzz.c)
   target_link_libraries(${name}_fuzz PRIVATE ${T_LIBS})
   set_target_properties(${name}_fuzz PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  set(packed ${dir}/corpus/${name}.tar.xz)
+  set(unpacked ${CMAKE_BINARY_DIR}/tests/corpus/${name})
+  add_custom_command(OUTPUT ${unpacked}.stamp DEPENDS ${packed}
+    COMMAND ${CMAKE_COMMAND} -E rm -rf ${unpacked}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${unpacked}
+    COMMAND ${CMAKE_COMMAND} -E chdir ${unpacked} ${CMAKE_COMMAND} -E tar xf ${packed}
+    COMMAND ${CMAKE_COMMAND} -E touch ${unpacked}.stamp
+    COMMENT "Unpacking the fuzz corpus of ${name}" VERBATIM)
+  add_custom_target(${name}_fuzz_corpus DEPENDS ${unpacked}.stamp)
+  add_dependencies(${name}_fuzz ${name}_fuzz_corpus)
   if(TM_FUZZ)
     target_link_options(${name}_fuzz PRIVATE -fsanitize=fuzzer)
     return()
   endif()
   target_sources(${name}_fuzz PRIVATE ${dir}/fuzz_main.c)
-  add_test(NAME ${name}_fuzz COMMAND ${name}_fuzz ${dir}/corpus/${name})
+  add_test(NAME ${name}_fuzz COMMAND ${name}_fuzz ${dir}/corpus/${name} ${unpacked})
   set_tests_properties(${name}_fuzz PROPERTIES LABELS unit TIMEOUT 120)
 endfunction()

@@ -11,7 +11,7 @@
 #include "common/check.h"
 #include "common/file.h"
 
-#define SEEDS_MAX 512
+#define SEEDS_MAX 16384
 #define INPUT_MAX ((size_t)64 << 10)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -31,22 +31,33 @@ static uint32_t random_below(size_t n)
     return (uint32_t)((g_state >> 33) % n);
 }
 
+static int is_file(const struct dirent *e)
+{
+    return e->d_name[0] != '.';
+}
+
+/* In the order of the names, so that a seed means the same changes everywhere. */
 static void load_folder(const char *dir)
 {
-    DIR *d = opendir(dir);
-    if (!d) {
+    struct dirent **list;
+    int n = scandir(dir, &list, is_file, alphasort);
+    if (n < 0) {
         fprintf(stderr, "%s: cannot be opened\n", dir);
         exit(1);
     }
-    for (struct dirent *e; (e = readdir(d)) != NULL && g_seed_count < SEEDS_MAX;) {
+    for (int i = 0; i < n; i++) {
         char path[4096], *data;
         size_t len;
-        if (e->d_name[0] == '.' || !tm_path_join(path, sizeof(path), dir, e->d_name) ||
-            tm_file_read(path, INPUT_MAX, &data, &len, NULL) != TM_OK)
-            continue;
+        if (g_seed_count == SEEDS_MAX || !tm_path_join(path, sizeof(path), dir, list[i]->d_name) ||
+            tm_file_read(path, INPUT_MAX, &data, &len, NULL) != TM_OK) {
+            fprintf(stderr, "%s/%s: cannot be read, or is too large, or one too many\n", dir,
+                    list[i]->d_name);
+            exit(1);
+        }
         g_seeds[g_seed_count++] = (input){(uint8_t *)data, len};
+        free(list[i]);
     }
-    closedir(d);
+    free(list);
 }
 
 static void run(const uint8_t *data, size_t len)
