@@ -1,6 +1,7 @@
-/* mpirun -n R tm-bench-cuda allreduce [replays]: microseconds of one sum over the ranks' devices, by way and size.
+/* mpirun -n R tm-bench-cuda allreduce [replays [h]]: microseconds of one sum over the ranks' devices, by way and size.
  *
- * Calls are recorded in a graph, as in a decode step. A message is T rows of 8192 bf16. Columns: NCCL alone, NCCL and
+ * Calls are recorded in a graph, as in a decode step. A message is T rows of h (8192) bf16, up to 8 MiB. Behind the time
+ * of `auto` stands which way that is. Columns: NCCL alone, NCCL and
  * then the residual norm, each way of peer memory alone and joined with the norm. The median of the replays of rank 0
  * counts; ranks begin each replay together. */
 #include "bench/kernels/cuda_allreduce.h"
@@ -13,19 +14,25 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "engine/backend/backend.h"
+#include "engine/backend/cuda/device.h"
 #include "parallel/comm.h"
 
-enum { H = 8192, ROWS_MAX = 512, CALLS = 100, REPLAYS_MAX = 101 };
-
-static const int g_rows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
+enum { H_MAX = 16384, BYTES_MAX = 8 << 20, CALLS = 100, REPLAYS_MAX = 101, SIZES = 11 };
 
 typedef struct lab {
     const tm_backend *b;
     tm_device *dev;
     tm_comm *comm;
     void *x, *residual, *out, *w;
-    int replays;
+    int replays, h;
 } lab;
+
+/* Rows of a message of 8 KiB << i, 0: none has that size. */
+static int rows_of(const lab *l, int i)
+{
+    const int bytes = 8192 << i;
+    return bytes / (l->h * 2);
+}
 
 static void must(tm_status st, const tm_err *err, const char *what)
 {
@@ -37,13 +44,13 @@ static void must(tm_status st, const tm_err *err, const char *what)
 
 static void call(lab *l, int rows, bool norm)
 {
-    const tm_sum_args s = {.x = l->x, .n = (size_t)rows * H};
+    const tm_sum_args s = {.x = l->x, .n = (size_t)rows * (size_t)l->h};
     const tm_norm_args n = {.out = l->out,
                             .residual = l->residual,
                             .delta = l->x,
                             .w = l->w,
                             .n_tokens = rows,
-                            .h = H,
+                            .h = l->h,
                             .eps = 1e-5f};
     must(norm ? l->b->ops->sum_norm(l->dev, &n) : l->b->ops->sum(l->dev, &s), NULL, "sum");
 }
@@ -80,7 +87,7 @@ static double time_call(lab *l, int rows, bool norm)
 
 static void take(lab *l)
 {
-    const size_t bytes = (size_t)ROWS_MAX * H * 2;
+    const size_t bytes = (size_t)BYTES_MAX;
     void **const places[] = {&l->x, &l->residual, &l->out, &l->w};
     void *zeros = calloc(1, bytes);
     must(zeros ? TM_OK : TM_STATUS_NO_MEMORY, NULL, "memory");
@@ -97,7 +104,7 @@ static bool open_way(lab *l, const char *way)
 {
     tm_err err = TM_ERR_INIT;
     const tm_device_opts o = {.index = tm_comm_host_rank(l->comm), .collectives = way};
-    const tm_join_args a = {.sum_bytes_max = (size_t)ROWS_MAX * H * 2};
+    const tm_join_args a = {.sum_bytes_max = (size_t)BYTES_MAX};
     float *none = NULL;
     must(tm_comm_agree(l->comm, l->b->dev->open(&l->dev, &o, &err), &err), &err, "device");
     tm_status st = l->b->dev->join(l->dev, l->comm, &a, &none, &err);
@@ -111,11 +118,15 @@ static bool open_way(lab *l, const char *way)
     return false;
 }
 
-int bench_allreduce(int replays)
+int bench_allreduce(int replays, int h)
 {
     static const char *const ways[] = {"nccl", "push", "one", "two", "auto"};
-    lab l = {.b = tm_backend_find("cuda"), .replays = TM_MAX(1, TM_MIN(replays, REPLAYS_MAX))};
-    double us[TM_ARRAY_LEN(ways)][TM_ARRAY_LEN(g_rows)][2] = {0};
+    static const char *const peer_ways[] = {"push", "one", "two", "nccl"};
+    lab l = {.b = tm_backend_find("cuda"),
+             .replays = TM_MAX(1, TM_MIN(replays, REPLAYS_MAX)),
+             .h = TM_MAX(8, TM_MIN(h, H_MAX))};
+    double us[TM_ARRAY_LEN(ways)][SIZES][2] = {0};
+    const char *chosen[SIZES] = {0};
     tm_err err = TM_ERR_INIT;
     const char *ranks = getenv("OMPI_COMM_WORLD_SIZE");
     tm_log_init("tm-bench-cuda", TM_LOG_WARN, TM_LOG_AUTO);
@@ -128,20 +139,28 @@ int bench_allreduce(int replays)
     for (size_t w = 0; w < TM_ARRAY_LEN(ways); w++) {
         if (!open_way(&l, ways[w]))
             continue;
-        for (size_t i = 0; i < TM_ARRAY_LEN(g_rows); i++)
-            for (int norm = 0; norm < 2; norm++)
-                us[w][i][norm] = time_call(&l, g_rows[i], norm);
+        for (int i = 0; i < SIZES; i++) {
+            const int rows = rows_of(&l, i);
+            for (int norm = 0; rows > 0 && norm < 2; norm++)
+                us[w][i][norm] = time_call(&l, rows, norm);
+            chosen[i] = peer_ways[tm_ranks_way(l.dev->ranks, (size_t)rows * (size_t)l.h * 2, true)];
+        }
         l.b->dev->close(l.dev);
     }
     if (tm_comm_rank(l.comm) == 0) {
-        printf("allreduce of %d ranks, us a call in a graph: alone, with residual + norm\n%-10s",
-               tm_comm_size(l.comm), "KiB");
+        printf(
+            "allreduce of %d ranks, us a call in a graph: alone, with residual + norm of rows of "
+            "%d\n%-10s",
+            tm_comm_size(l.comm), l.h, "KiB");
         for (size_t w = 0; w < TM_ARRAY_LEN(ways); w++)
             printf("%17s", ways[w]);
-        for (size_t i = 0; i < TM_ARRAY_LEN(g_rows); i++) {
-            printf("\n%-10d", g_rows[i] * H * 2 / 1024);
+        for (int i = 0; i < SIZES; i++) {
+            if (rows_of(&l, i) == 0)
+                continue;
+            printf("\n%-10.4g", rows_of(&l, i) * l.h / 512.0);
             for (size_t w = 0; w < TM_ARRAY_LEN(ways); w++)
                 printf("%9.2f%8.2f", us[w][i][0], us[w][i][1]);
+            printf(" %s", chosen[i]);
         }
         printf("\n");
     }

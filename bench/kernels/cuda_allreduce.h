@@ -2,6 +2,6 @@
 #ifndef TM_BENCH_KERNELS_CUDA_ALLREDUCE_H
 #define TM_BENCH_KERNELS_CUDA_ALLREDUCE_H
 
-int bench_allreduce(int replays);
+int bench_allreduce(int replays, int h);
 
 #endif

@@ -629,7 +629,8 @@ static const struct {
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "allreduce") == 0)
-        return bench_allreduce(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 15);
+        return bench_allreduce(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 15,
+                               argc > 3 ? (int)strtol(argv[3], NULL, 10) : 8192);
     const char *only =
         argc > 1 && strtol(argv[1], NULL, 10) == 0 && argv[1][0] != '0' ? argv[1] : "";
     if (*only)

@@ -32,6 +32,7 @@ extern "C" {
 #define EMU_SMEM_DEFAULT ((size_t)48 << 10) /* of a block, without and with asking for more */
 #define EMU_SMEM_MAX     ((size_t)227 << 10)
 #define EMU_SMS          4
+#define EMU_CLUSTER_MAX  8
 #define EMU_POISON       0xff
 #define EMU_ALL          0xffffffffu
 
@@ -62,6 +63,7 @@ typedef struct emu_thread {
 typedef struct emu_launch {
     dim3 grid, block;
     size_t smem;
+    unsigned cluster; /* blocks, of those that follow each other in x */
     bool dependent, cooperative;
     void *kernel;                   /* its address, for its name */
     void (*call)(const void *args); /* one thread */
@@ -88,6 +90,10 @@ void emu_yield(void);
 /* Ends the kernel as a failure with the message, its name and where its threads are. */
 void emu_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void emu_check_aligned(const void *p, size_t to);
+/* All blocks of the cluster have come here. */
+void emu_cluster_wait(emu_site site);
+/* To the same place in the shared memory of the cluster's block `rank`. */
+void emu_cluster_store(void *at, int rank, const void *v, size_t bytes);
 
 /* Shared memory of the block: a variable, by the address of something that is its own; and the dynamic part. */
 void *emu_shared(const void *id, size_t bytes, size_t align);

@@ -38,6 +38,25 @@ __global__ void mistake_kernel(int *out, emu_mistake mode)
     out[i] = v + (int)c[0];
 }
 
+/* Every block gets a number from each of its cluster, twice. */
+__global__ void cluster_kernel(float *out, emu_cluster mode)
+{
+    SHARED(float[2][8], slots);
+    const int i = threadIdx.x, size = cluster_size(), rank = cluster_rank();
+    cluster_arrive();
+    wait_previous();
+    if (mode != EMU_CLUSTER_UNBEGUN)
+        cluster_wait();
+    for (int k = 0; k < 2; k++) {
+        if (i < size)
+            store_cluster(&slots[mode == EMU_CLUSTER_RACE ? 0 : k][rank], i, (float)(blockIdx.x + 1000 * k));
+        cluster_arrive();
+        cluster_wait();
+        if (i < size)
+            out[((size_t)blockIdx.x * 2 + k) * size + i] = slots[mode == EMU_CLUSTER_RACE ? 0 : k][size - 1 - i];
+    }
+}
+
 __global__ void exchange_kernel(uint32_t *out, const uint32_t *in)
 {
     const int i = threadIdx.x, lane = i % 32;
@@ -345,6 +364,11 @@ cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c)
 cudaError_t emu_race_launch(int *out, int threads, bool safe, const tm_cuda_ctx *c)
 {
     return launch_kernel(c, race_kernel, dim3(1), threads, 0, out, safe);
+}
+
+cudaError_t emu_cluster_launch(float *out, int clusters, int size, emu_cluster mode, const tm_cuda_ctx *c)
+{
+    return launch_clusters(c, cluster_kernel, dim3((unsigned)(clusters * size)), 64, size, out, mode);
 }
 
 cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded, int n, bool f16,

@@ -65,6 +65,14 @@ cudaError_t emu_copy_int_launch(int *p, const int *from, const tm_cuda_ctx *c);
 cudaError_t emu_shared_launch(uint32_t *out, size_t smem, const tm_cuda_ctx *c);
 /* Half of the threads read what others of the block write; `safe`: with a barrier between. */
 cudaError_t emu_race_launch(int *out, int threads, bool safe, const tm_cuda_ctx *c);
+/* out[b][k][i]: what block b has in round k of 2 from block size - 1 - i of its cluster, its number + 1000 k. */
+typedef enum emu_cluster {
+    EMU_CLUSTER_RIGHT,
+    EMU_CLUSTER_UNBEGUN, /* stores to blocks that have perhaps not begun */
+    EMU_CLUSTER_RACE     /* the second round stores to what others of the first may still read */
+} emu_cluster;
+cudaError_t emu_cluster_launch(float *out, int clusters, int size, emu_cluster mode,
+                               const tm_cuda_ctx *c);
 /* Every bit pattern widened and rounded back. */
 cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded,
                                int n, bool f16, const tm_cuda_ctx *c);

@@ -492,6 +492,40 @@ static void processes_test(void **state)
     ok(cudaFree(p));
 }
 
+static void cluster_test(void **state)
+{
+    (void)state;
+    float got[5 * 8 * 2 * 8];
+    float *out = take(sizeof(got));
+    for (int size = 1; size <= 8; size *= 2) {
+        ok(emu_cluster_launch(out, 5, size, EMU_CLUSTER_RIGHT, &g_ctx));
+        ok(cudaStreamSynchronize(g_ctx.stream));
+        ok(cudaMemcpy(got, out, sizeof(got), cudaMemcpyDeviceToHost));
+        for (int b = 0; b < 5 * size; b++)
+            for (int k = 0; k < 2; k++)
+                for (int i = 0; i < size; i++)
+                    assert_int_equal((int)got[(b * 2 + k) * size + i],
+                                     b / size * size + size - 1 - i + 1000 * k);
+    }
+    assert_int_equal(emu_cluster_launch(out, 1, 16, EMU_CLUSTER_RIGHT, &g_ctx),
+                     cudaErrorInvalidConfiguration);
+    (void)cudaGetLastError();
+    ok(emu_cluster_launch(out, 1, 2, EMU_CLUSTER_UNBEGUN, &g_ctx));
+    assert_int_equal(cudaStreamSynchronize(g_ctx.stream), cudaErrorLaunchFailure);
+    assert_non_null(strstr(emu_failure(), "has not begun"));
+    ok(cudaDeviceReset());
+    ok(emu_cluster_launch(out, 1, 8, EMU_CLUSTER_RACE, &g_ctx));
+    const cudaError_t e = cudaStreamSynchronize(g_ctx.stream);
+#ifdef TM_CUDA_EMU_RACES
+    assert_int_equal(e, cudaErrorLaunchFailure);
+    assert_non_null(strstr(emu_failure(), "with no barrier between"));
+#else
+    ok(e);
+#endif
+    ok(cudaDeviceReset());
+    ok(cudaFree(out));
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -514,6 +548,7 @@ int main(void)
         cmocka_unit_test(convert_test),   cmocka_unit_test(late_test),
         cmocka_unit_test(events_test),    cmocka_unit_test(turns_test),
         cmocka_unit_test(processes_test), cmocka_unit_test(tiles_test),
+        cmocka_unit_test(cluster_test),
     };
     op_seed();
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -54,6 +54,8 @@ static void begin_block(grid *g, block *b)
     b->size = b->live = (int)(l->block.x * l->block.y * l->block.z);
     b->n_warps = (unsigned)(b->size + EMU_LANES - 1) / EMU_LANES;
     b->down = i % 2 == 1;
+    b->number = i;
+    b->cluster_rounds = 0;
     b->arrived = b->round = b->value[0] = b->value[1] = 0;
     b->ready_warps = 0;
     hopper_begin(b);
@@ -142,6 +144,52 @@ block *grid_next_block(grid *g, block *b)
         emu_clock_ns() - g->quiet_since > (long long)SPIN_SECONDS * 1000000000)
         emu_fail("waits in a loop for %d seconds, and no block has ended", SPIN_SECONDS);
     return g->resident[0];
+}
+
+/* ---- clusters ---- */
+
+/* Block `rank` of the same cluster; NULL: it has not begun, or has ended. */
+static block *cluster_block(const block *b, unsigned rank)
+{
+    const grid *g = b->grid;
+    const size_t number = b->number / g->launch->cluster * g->launch->cluster + rank;
+    for (int i = 0; i < g->n_resident; i++)
+        if (g->resident[i]->number == number)
+            return g->resident[i];
+    return NULL;
+}
+
+/* A block that has ended has been at every barrier. */
+static bool cluster_came(const block *b, unsigned rank, unsigned rounds)
+{
+    const block *o = cluster_block(b, rank);
+    const size_t number = b->number / b->grid->launch->cluster * b->grid->launch->cluster + rank;
+    return o ? o->cluster_rounds >= rounds : number < b->grid->next_index;
+}
+
+void emu_cluster_wait(emu_site site)
+{
+    block *b = block_of(emu_self);
+    const unsigned rounds = b->cluster_rounds + 1;
+    emu_barrier(0, site);
+    b->cluster_rounds = rounds;
+    for (unsigned r = 0; r < b->grid->launch->cluster; r++)
+        while (!cluster_came(b, r, rounds))
+            emu_yield();
+}
+
+void emu_cluster_store(void *at, int rank, const void *v, size_t bytes)
+{
+    block *b = block_of(emu_self);
+    block *o = rank >= 0 && (unsigned)rank < b->grid->launch->cluster
+                   ? cluster_block(b, (unsigned)rank)
+                   : NULL;
+    const size_t place = (size_t)((char *)at - b->arena);
+    if (!o || place >= o->arena_used)
+        emu_fail("writes to block %d of its cluster, which has not begun or has ended", rank);
+    if (o == b)
+        emu_watch(at, bytes, true);
+    memcpy(o->arena + place, v, bytes);
 }
 
 /* ---- shared memory ---- */

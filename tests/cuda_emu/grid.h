@@ -47,6 +47,8 @@ typedef struct block {
     int size, live; /* threads: in all, not ended */
     unsigned n_warps, ready_warps;
     bool down; /* the order */
+    size_t number;           /* of the launch's blocks */
+    unsigned cluster_rounds; /* barriers of the cluster that all its threads have come to */
     warp_state warps[WARPS_MAX];
     emu_thread threads[EMU_THREADS_MAX];
     /* The barrier that some have reached; its rounds take turns with the two values. */

@@ -336,7 +336,8 @@ cudaError_t emu_enqueue_launch(cudaStream_t stream, const void *data, size_t byt
     const dim3 g = l->grid, b = l->block;
     const uint64_t threads = (uint64_t)b.x * b.y * b.z;
     if (threads == 0 || threads > EMU_THREADS_MAX || b.z > 64 || g.x == 0 || g.y == 0 || g.z == 0 ||
-        g.x > INT32_MAX || g.y > 65535 || g.z > 65535)
+        g.x > INT32_MAX || g.y > 65535 || g.z > 65535 || l->cluster == 0 ||
+        l->cluster > EMU_CLUSTER_MAX || g.x % l->cluster != 0)
         return emu_return(cudaErrorInvalidConfiguration);
     if (l->smem > smem_limit(l->kernel))
         return emu_return(cudaErrorInvalidValue);

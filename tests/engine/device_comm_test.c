@@ -60,12 +60,15 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* Number i of array `what` on one rank, as the dtype holds it. Magnitudes differ, so that the order shows. */
+/* Number i of array `what` on one rank, as the dtype holds it. Magnitudes differ, so that the order shows; runs of
+ * numbers are zeros of either sign, which peer memory sends in a way of their own. */
 static float number(tm_dtype t, int what, int rank, size_t i)
 {
     uint64_t r = mix(g_seed ^ mix((uint64_t)what * 1000003u + (uint64_t)rank) ^ (uint64_t)i * 77);
     float f = (float)(int32_t)(uint32_t)r / 2147483648.0f, place;
     f = (r >> 60) == 0 ? f * 100.0f : f;
+    if (mix(g_seed + i / 16) % 8 == 0)
+        f = r >> 62 == 0 ? -0.0f : r >> 62 == 1 ? f : 0.0f;
     tm_store_f32(&place, 0, t, f);
     return tm_load_f32(&place, 0, t);
 }
@@ -256,6 +259,9 @@ static void check_norms(void)
         {17, 2048, TM_NORM_RMS, true, true, false, false},
         {5, 36, TM_NORM_RMS, false, false, false, false}, /* rows that are no whole packs */
         {8, 4096, TM_NORM_RMS, false, false, true, false},
+        {7, 8200, TM_NORM_RMS, false, false, false, false},
+        {3, 5000, TM_NORM_LAYER, true, true, false, true},
+        {80, 1032, TM_NORM_LAYER, false, false, false, false},
         {140, 512, TM_NORM_RMS, false, false, false, false}, /* more rows than blocks */
         {64, 4096, TM_NORM_RMS, false, false, false, true},
         {33, 24, TM_NORM_RMS, false, false, false, false},    /* fewer packs than ranks */

@@ -28,6 +28,40 @@ cudaError_t launch_config(const tm_cuda_ctx *c, const cudaLaunchConfig_t *config
     return e;
 }
 
+/* Clusters of `cluster` blocks, 1 for none; where there are none (sm_80) only 1 will do. */
+template <typename... P>
+cudaError_t launch_blocks(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid, int threads,
+                          size_t smem, int cluster, typename same<P>::type... args)
+{
+    cudaLaunchAttribute attr[2] = {};
+    unsigned n = 0;
+    if (c->dependent_launch) {
+        attr[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attr[n++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attr[n].id = cudaLaunchAttributeClusterDimension;
+        attr[n].val.clusterDim.x = (unsigned)cluster;
+        attr[n].val.clusterDim.y = attr[n].val.clusterDim.z = 1;
+        n++;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = c->stream;
+    config.attrs = attr;
+    config.numAttrs = n;
+    return launch_config(c, &config, kernel, args...);
+}
+
+template <typename... P>
+cudaError_t launch_clusters(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid, int threads,
+                            int cluster, typename same<P>::type... args)
+{
+    return launch_blocks(c, kernel, grid, threads, 0, cluster, args...);
+}
+
 /* Arguments are converted to the kernel's parameter types. Shared memory near 48 KiB and above is asked for; what
  * the kernel has in static arrays counts, too. The split of L1 and shared memory is left to the driver: loads under
  * way need room in L1, and with most of it given to shared memory kernels here lose a third of their speed. */
@@ -41,17 +75,7 @@ cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid,
         if (e != cudaSuccess)
             return e;
     }
-    cudaLaunchAttribute attr = {};
-    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attr.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = smem;
-    config.stream = c->stream;
-    config.attrs = &attr;
-    config.numAttrs = c->dependent_launch ? 1 : 0;
-    return launch_config(c, &config, kernel, args...);
+    return launch_blocks(c, kernel, grid, threads, smem, 1, args...);
 }
 
 #endif

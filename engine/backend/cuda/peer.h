@@ -3,7 +3,9 @@
  *
  * A segment, the same layout on every rank:
  *   flags    [2][BLOCKS][RANKS] u64   a writer's last call that reached this meeting point, by block
- *   packets  [2][RANKS][PACKET_BYTES] what each rank pushed here; by the parity of the call
+ *   packets  [2][RANKS][PACKET_BYTES] what each rank picked; by the parity of the call
+ *   inbox    [2][INBOX_BYTES]         the numbers each other rank pushed here, in places of tm_peer_place bytes; 0
+ *                                     between calls, which is how a word says that it has not come
  *   stage    [2][STAGE_BYTES]         this rank's numbers, for the others to read; by the parity of the call
  * All of it is zero when the first call begins. Calls are numbered in device memory, so a recorded call is a new one
  * each time it is replayed; all ranks make the same calls in the same order.
@@ -22,11 +24,13 @@ extern "C" {
 
 #define TM_PEER_RANKS        8
 #define TM_PEER_BLOCKS       128
-#define TM_PEER_PACKET_BYTES ((size_t)512 << 10) /* half of it is data */
+#define TM_PEER_PACKET_BYTES ((size_t)512 << 10)
+#define TM_PEER_INBOX_BYTES  ((size_t)8 << 20)
 #define TM_PEER_STAGE_BYTES  ((size_t)8 << 20)
 #define TM_PEER_FLAG_BYTES   ((size_t)2 * TM_PEER_BLOCKS * TM_PEER_RANKS * 8)
 #define TM_PEER_SEGMENT_BYTES                                                                      \
-    (TM_PEER_FLAG_BYTES + 2 * TM_PEER_RANKS * TM_PEER_PACKET_BYTES + 2 * TM_PEER_STAGE_BYTES)
+    (TM_PEER_FLAG_BYTES + 2 * TM_PEER_RANKS * TM_PEER_PACKET_BYTES + 2 * TM_PEER_INBOX_BYTES +     \
+     2 * TM_PEER_STAGE_BYTES)
 
 /* Words of pinned host memory. */
 enum {
@@ -46,6 +50,7 @@ typedef struct tm_peer_state {
 /* What a kernel needs to know; passed by value. */
 typedef struct tm_peers {
     int rank, size;
+    size_t place;                 /* of a rank in the inboxes of the others, bytes */
     char *segment[TM_PEER_RANKS]; /* by rank, as this process sees them */
     tm_peer_state *state;
     uint32_t *words; /* [TM_PEER_WORDS] */
@@ -54,7 +59,7 @@ typedef struct tm_peers {
 
 /* How the numbers travel. */
 typedef enum tm_peer_way {
-    TM_PEER_PUSH, /* every rank sends all its numbers to every other one, as packets that need no meeting */
+    TM_PEER_PUSH, /* every rank sends all its numbers to every other one; no meeting */
     TM_PEER_ONE, /* every rank reads all numbers of the others; one meeting */
     TM_PEER_TWO, /* every rank adds its share and reads the others' sums; two meetings */
     TM_PEER_WAYS
@@ -70,7 +75,8 @@ typedef struct tm_peer_sum {
     const tm_norm_args *norm;
 } tm_peer_sum;
 
-size_t tm_peer_capacity(tm_peer_way way, tm_dtype dtype);
+size_t tm_peer_place(int ranks);
+size_t tm_peer_capacity(const tm_peers *p, tm_peer_way way, tm_dtype dtype);
 /* Rows that a norm can be joined to. */
 bool tm_peer_norm_fits(int h, tm_dtype dtype);
 cudaError_t tm_peer_sum_launch(const tm_peers *p, const tm_peer_sum *s, tm_peer_way way,

@@ -31,6 +31,52 @@ __device__ __forceinline__ void start_next()
 #endif
 }
 
+/* Clusters: a block that was launched without is one of its own. Every thread of all its blocks arrives, then waits; what
+ * each wrote before it arrived, all see after. */
+__device__ __forceinline__ int cluster_size()
+{
+    uint32_t n = 1;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+#endif
+    return (int)n;
+}
+__device__ __forceinline__ int cluster_rank()
+{
+    uint32_t n = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
+#endif
+    return (int)n;
+}
+__device__ __forceinline__ void cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+/* To the variable of the cluster's block `rank` that is p in this one. */
+__device__ __forceinline__ void store_cluster(float *p, int rank, float v)
+{
+#if __CUDA_ARCH__ >= 900
+    const uint32_t own = (uint32_t)__cvta_generic_to_shared(p);
+    uint32_t at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(own), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+#else
+    (void)rank;
+    *p = v;
+#endif
+}
+
 /* 2^x to 2 units in the last place; minus infinity gives 0. */
 __device__ __forceinline__ float power2(float x)
 {

@@ -26,12 +26,17 @@
 #define LOOK_NS  1000000 /* how often a wait looks at the peers */
 #define SLEEP_NS 20000
 
-/* By number of ranks. Two: as tm-bench-cuda allreduce measured on H200 (bench/results/h200.csv), where peer memory was
- * faster than NCCL at every size. Four and eight are not measured. */
+/* By number of ranks. With two, what is pushed is what has to cross, once; fused, from 4 MiB on a block that pulls whole rows
+ * is faster than a cluster that pushes them (bench/results/h200.csv). With more, TWO moves less and takes two meetings
+ * more, about 3 us in all, in which a link carries 1 MiB; four and eight are not measured. */
 static const tm_ranks_rule rules[] = {
-    {2, {[TM_PEER_PUSH] = 256 << 10, [TM_PEER_ONE] = SIZE_MAX}},
-    {4, {[TM_PEER_PUSH] = 64 << 10, [TM_PEER_ONE] = 256 << 10, [TM_PEER_TWO] = 8 << 20}},
-    {8, {[TM_PEER_PUSH] = 32 << 10, [TM_PEER_ONE] = 64 << 10, [TM_PEER_TWO] = 4 << 20}},
+    {2, {[TM_PEER_PUSH] = SIZE_MAX}, {[TM_PEER_PUSH] = (4 << 20) - 1, [TM_PEER_ONE] = SIZE_MAX}},
+    {4,
+     {[TM_PEER_PUSH] = 512 << 10, [TM_PEER_TWO] = 8 << 20},
+     {[TM_PEER_PUSH] = 512 << 10, [TM_PEER_TWO] = 8 << 20}},
+    {8,
+     {[TM_PEER_PUSH] = 192 << 10, [TM_PEER_TWO] = 4 << 20},
+     {[TM_PEER_PUSH] = 192 << 10, [TM_PEER_TWO] = 4 << 20}},
 };
 
 typedef struct card {
@@ -285,7 +290,7 @@ static bool needs_nccl(const meeting *m)
         return false;
     if (!r->peer)
         return true;
-    return tm_ranks_way(r, m->args->sum_bytes_max) == TM_PEER_WAYS;
+    return tm_ranks_way(r, m->args->sum_bytes_max, false) == TM_PEER_WAYS;
 }
 
 /* Two more rounds: who has it, and who got in. */
@@ -389,6 +394,7 @@ tm_status tm_ranks_join(tm_device *dev, tm_comm *comm, const tm_join_args *args,
         r->rule++;
     r->peers.rank = r->rank;
     r->peers.size = r->size;
+    r->peers.place = tm_peer_place(r->size);
     r->peers.patience_ns = (uint64_t)r->patience_ms * 1000000u;
     dev->ranks = r;
     tm_status st = hold(&m);

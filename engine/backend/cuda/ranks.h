@@ -11,7 +11,7 @@
 /* Up to so many bytes a message goes this way, and above all three through NCCL, or by the last way in pieces. */
 typedef struct tm_ranks_rule {
     int ranks; /* at most */
-    size_t most[TM_PEER_WAYS];
+    size_t most[TM_PEER_WAYS], fused[TM_PEER_WAYS]; /* fused with a norm */
 } tm_ranks_rule;
 
 typedef struct tm_ranks {
@@ -43,7 +43,7 @@ void tm_ranks_leave(tm_device *dev);
 tm_status tm_ranks_wait(tm_device *dev, cudaEvent_t event);
 
 /* The way of a message, or TM_PEER_WAYS for NCCL. */
-tm_peer_way tm_ranks_way(const tm_ranks *r, size_t bytes);
+tm_peer_way tm_ranks_way(const tm_ranks *r, size_t bytes, bool fused);
 
 tm_status tm_cuda_op_sum(tm_device *dev, const tm_sum_args *a);
 tm_status tm_cuda_op_sum_norm(tm_device *dev, const tm_norm_args *a);

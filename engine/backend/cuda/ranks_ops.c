@@ -2,17 +2,18 @@
 #include "common/check.h"
 #include "engine/backend/cuda/device.h"
 
-tm_peer_way tm_ranks_way(const tm_ranks *r, size_t bytes)
+tm_peer_way tm_ranks_way(const tm_ranks *r, size_t bytes, bool fused)
 {
+    const size_t *most = fused ? r->rule->fused : r->rule->most;
     int last = 0;
     if (!r->peer)
         return TM_PEER_WAYS;
     if (r->forced != TM_PEER_WAYS)
         return r->forced;
     for (int w = 0; w < TM_PEER_WAYS; w++) {
-        if (bytes <= r->rule->most[w])
+        if (bytes <= most[w])
             return (tm_peer_way)w;
-        last = r->rule->most[w] > 0 ? w : last;
+        last = most[w] > 0 ? w : last;
     }
     return r->nccl ? TM_PEER_WAYS : (tm_peer_way)last;
 }
@@ -34,7 +35,7 @@ static tm_status lost_unless(tm_device *dev, tm_status st)
 /* In pieces of what the way can take at once. */
 static tm_status sum_peers(tm_device *dev, const tm_peer_sum *s, tm_peer_way way)
 {
-    size_t most = tm_peer_capacity(way, s->dtype);
+    size_t most = tm_peer_capacity(&dev->ranks->peers, way, s->dtype);
     for (size_t at = 0; at < s->n; at += most) {
         tm_peer_sum part = *s;
         part.x = (char *)s->x + at * tm_dtype_size(s->dtype);
@@ -50,7 +51,7 @@ tm_status tm_cuda_op_sum(tm_device *dev, const tm_sum_args *a)
     TM_TRY(usable(dev));
     if (a->n == 0)
         return TM_OK;
-    tm_peer_way way = tm_ranks_way(dev->ranks, a->n * tm_dtype_size(dtype));
+    tm_peer_way way = tm_ranks_way(dev->ranks, a->n * tm_dtype_size(dtype), false);
     if (way == TM_PEER_WAYS)
         return lost_unless(dev, tm_nccl_sum(dev->ranks->nccl, a->x, a->n, dtype, dev->ctx.stream));
     const tm_peer_sum s = {.x = a->x, .n = a->n, .dtype = dtype};
@@ -76,13 +77,13 @@ tm_status tm_cuda_op_sum_norm(tm_device *dev, const tm_norm_args *a)
     if (a->n_tokens == 0)
         return TM_OK;
     size_t n = (size_t)a->n_tokens * (size_t)a->h, size = tm_dtype_size(dev->ctx.act);
-    tm_peer_way way = tm_ranks_way(dev->ranks, n * size);
+    tm_peer_way way = tm_ranks_way(dev->ranks, n * size, true);
     if (way == TM_PEER_WAYS || !tm_peer_norm_fits(a->h, dev->ctx.act)) {
         const tm_sum_args s = {.x = (void *)(uintptr_t)a->delta, .n = n};
         TM_TRY(tm_cuda_op_sum(dev, &s));
         return TM_CUDA(dev, tm_cuda_norm_launch(a, &dev->ctx));
     }
-    int most = (int)(tm_peer_capacity(way, dev->ctx.act) / (size_t)a->h);
+    int most = (int)(tm_peer_capacity(&dev->ranks->peers, way, dev->ctx.act) / (size_t)a->h);
     for (int i = 0; i < a->n_tokens; i += most) {
         const tm_norm_args part = rows_of(dev, a, i, TM_MIN(most, a->n_tokens - i));
         const tm_peer_sum s = {

@@ -52,6 +52,14 @@ __device__ __forceinline__ uint4 load_packet(const void *p)
     return v;
 }
 
+/* 16 bytes to where another device, or this one, polls: words arrive whole and in any order. */
+__device__ __forceinline__ void store_peer(void *p, uint4 v)
+{
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
 /* 16 bytes that another device may have written, past this one's first-level cache. */
 __device__ __forceinline__ uint4 load_peer(const void *p)
 {

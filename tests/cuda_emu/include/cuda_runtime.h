@@ -24,6 +24,7 @@
 #define __forceinline__ inline
 #define __noinline__    __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __maxnreg__(n)
 #define __grid_constant__
 #define __restrict__ __restrict
@@ -521,12 +522,15 @@ inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*k
     p.launch.grid = config->gridDim;
     p.launch.block = config->blockDim;
     p.launch.smem = config->dynamicSmemBytes;
+    p.launch.cluster = 1;
     p.launch.kernel = reinterpret_cast<void *>(kernel);
     p.launch.call = emu_call<typename std::remove_const<P>::type...>;
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttribute &a = config->attrs[i];
         if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
             p.launch.dependent = a.val.programmaticStreamSerializationAllowed;
+        else if (a.id == cudaLaunchAttributeClusterDimension)
+            p.launch.cluster = a.val.clusterDim.x;
         else
             p.launch.cooperative = a.val.cooperative;
     }

@@ -162,11 +162,15 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 typedef enum cudaLaunchAttributeID {
     cudaLaunchAttributeCooperative = 2,
+    cudaLaunchAttributeClusterDimension = 4,
     cudaLaunchAttributeProgrammaticStreamSerialization = 6
 } cudaLaunchAttributeID;
 typedef union cudaLaunchAttributeValue {
     int cooperative;
     int programmaticStreamSerializationAllowed;
+    struct {
+        unsigned x, y, z;
+    } clusterDim;
 } cudaLaunchAttributeValue;
 typedef struct cudaLaunchAttribute {
     cudaLaunchAttributeID id;

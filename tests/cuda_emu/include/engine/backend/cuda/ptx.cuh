@@ -23,6 +23,26 @@ inline void start_next()
 {
 }
 
+inline int cluster_size()
+{
+    return (int)emu_self->block->launch->cluster;
+}
+inline int cluster_rank()
+{
+    return (int)(emu_self->block->index.x % emu_self->block->launch->cluster);
+}
+inline void cluster_arrive()
+{
+}
+inline void cluster_wait(EMU_SITE_PARAMS)
+{
+    emu_cluster_wait({"cluster_wait", file, line});
+}
+inline void store_cluster(float *p, int rank, float v)
+{
+    emu_cluster_store(p, rank, &v, sizeof(v));
+}
+
 inline float power2(float x)
 {
     return exp2f(x);

@@ -43,6 +43,17 @@ inline uint4 load_packet(const void *p)
     return {(uint32_t)x, (uint32_t)(x >> 32), (uint32_t)y, (uint32_t)(y >> 32)};
 }
 
+/* The last word first. */
+inline void store_peer(void *p, uint4 v)
+{
+    uint32_t *at = static_cast<uint32_t *>(p);
+    emu_check_aligned(p, 16);
+    __atomic_store_n(at + 3, v.w, __ATOMIC_RELAXED);
+    __atomic_store_n(at + 1, v.y, __ATOMIC_RELAXED);
+    __atomic_store_n(at + 2, v.z, __ATOMIC_RELAXED);
+    __atomic_store_n(at, v.x, __ATOMIC_RELAXED);
+}
+
 inline uint4 load_peer(const void *p)
 {
     emu_check_aligned(p, 16);
