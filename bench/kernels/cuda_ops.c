@@ -1,5 +1,5 @@
-/* tm-bench-cuda [sample|layers|rows|attention|experts|linear] [device]: the CUDA operators alone, or some of them, as fractions of the read bandwidth
- * in the same run. For sums over ranks see cuda_allreduce.c.
+/* tm-bench-cuda [sample|layers|rows|attention|experts|linear] [device]: the CUDA operators alone, or some of them, as
+ * fractions of the read bandwidth in the same run. For sums over ranks see cuda_allreduce.c.
  *
  * A case is recorded as a graph of many calls and replayed, so that launches cost what they cost in a decode step.
  * Weights rotate over more memory than any cache holds. Numbers are random: zeros flatter the matrix units. The

@@ -32,7 +32,8 @@ typedef struct tm_sample_space tm_sample_space;
 /* INVALID names the parameter that is out of range. */
 tm_status tm_sampling_check(const tm_sampling *p, int vocab, tm_err *err);
 
-/* Copies params, the bias list (what one token has several times is added up) and the stop ids (which cannot be drawn before min_tokens). The tokens known
+/* Copies params, the bias list (what one token has several times is added up) and the stop ids (which cannot be drawn
+ * before min_tokens). The tokens known
  * now are replayed: prompt, then those already generated. */
 typedef struct tm_sampler_opts {
     const tm_sampling *params; /* checked */
