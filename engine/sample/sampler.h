@@ -33,8 +33,7 @@ typedef struct tm_sample_space tm_sample_space;
 tm_status tm_sampling_check(const tm_sampling *p, int vocab, tm_err *err);
 
 /* Copies params, the bias list (what one token has several times is added up) and the stop ids (which cannot be drawn
- * before min_tokens). The tokens known
- * now are replayed: prompt, then those already generated. */
+ * before min_tokens). The tokens known now are replayed: prompt, then those already generated. */
 typedef struct tm_sampler_opts {
     const tm_sampling *params; /* checked */
     int vocab;
