@@ -23,9 +23,10 @@ typedef struct tm_rpc_channel tm_rpc_channel; /* client connection */
 typedef struct tm_rpc_stream tm_rpc_stream;   /* client side of one stream */
 
 /* Server side. on_open: a client called; return the per-call user pointer. on_message: one message;
- * data is valid during the call. on_half_close: the client will send no more. on_close: the last
- * callback: the call ended (cancelled says whether by the client or the network); the tm_rpc_call is
- * invalid once it returns, and sends racing with it are dropped safely if the owner stops using it
+ * data is valid during the call. on_half_close: the client will send no more, also because it cancelled or is gone
+ * (gRPC tells both alike; sends may fail already, and on_close says which it was): a method that needs a message asks
+ * whether one came. on_close: the last callback: the call ended (cancelled says whether by the client or the network);
+ * the tm_rpc_call is invalid once it returns, and sends racing with it are dropped safely if the owner stops using it
  * there. */
 typedef struct tm_rpc_method {
     const char *path; /* "/turbomesh.worker.v1.Worker/Attach" */
