@@ -1,5 +1,5 @@
 /* Sums over the ranks of one host through peer memory: every rank's device reads and writes a segment of every
- * other's. The kernels are in peer.cu; who opens the segments and chooses a way by size is ranks.c.
+ * other's. The kernels are in peer.cu (sums) and peer_pick.cu; who opens the segments and chooses a way by size is ranks.c.
  *
  * A segment, the same layout on every rank:
  *   flags    [2][BLOCKS][RANKS] u64   a writer's last call that reached this meeting point, by block
@@ -60,8 +60,8 @@ typedef struct tm_peers {
 /* How the numbers travel. */
 typedef enum tm_peer_way {
     TM_PEER_PUSH, /* every rank sends all its numbers to every other one; no meeting */
-    TM_PEER_ONE, /* every rank reads all numbers of the others; one meeting */
-    TM_PEER_TWO, /* every rank adds its share and reads the others' sums; two meetings */
+    TM_PEER_ONE,  /* every rank reads all numbers of the others; one meeting */
+    TM_PEER_TWO,  /* every rank adds its share and reads the others' sums; two meetings */
     TM_PEER_WAYS
 } tm_peer_way;
 

@@ -9,7 +9,8 @@ struct skinny_args {
     const void *w, *x;
     void *out;
     const float *bias;
-    int n, k, tokens, ldx, ldo, tiles, stride; /* stride: of x in shared memory, elements */
+    int n, k, tokens, ldx, ldo, tiles;
+    int stride; /* of x in shared memory, numbers (skinny.cu) */
     bool f32_out;
     tm_act_kind act;
     /* With norm_w, x is norm(residual + delta) * norm_w, computed by every block; block 0 writes the sum. */
@@ -18,12 +19,6 @@ struct skinny_args {
     const float *norm_w;
     float eps, one; /* one: 1 where the weight is 1 + w */
 };
-
-/* Numbers from row to row of x in shared memory: an odd multiple of 64 bytes. */
-inline int skinny_stride(int k)
-{
-    return k + 32;
-}
 
 template <typename T>
 __device__ __forceinline__ void store_out(const skinny_args &a, int row, int token, float v)

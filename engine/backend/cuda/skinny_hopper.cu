@@ -10,6 +10,8 @@
  * Rows of W are the M side of the tensor core, tokens its N side, and a lane owns 8 neighbouring k of two rows; rows of a
  * stage lie an odd multiple of 64 bytes apart (no bank conflicts). At the end of a tile the warps' sums come together.
  *
+ * One token only: with two, the longest rows of a model leave no room for the ring.
+ *
  * Bytes moved: N * K * 2 from memory, plus K * 2 per block from L2. */
 #include "engine/backend/cuda/act.cuh"
 #include "engine/backend/cuda/hopper.cuh"
@@ -28,7 +30,6 @@ constexpr int CHUNK = WARPS * WARP_K;
 constexpr int PITCH = CHUNK * 2 + 64;
 constexpr int STAGE_BYTES = ROWS * PITCH;
 constexpr int STAGES_MIN = FETCHERS, STAGES_MAX = 8;
-constexpr int TOKENS_MAX = 1; /* with 2, the longest rows of a model leave no room for the ring */
 constexpr int PACKS = 2; /* of 8 numbers of x that a thread has where the norm is computed here */
 constexpr int HIDDEN_MAX = 2048; /* of models that gain: the others stream long enough without it */
 constexpr int SUMS = 2 * WARPS * 128;
@@ -135,11 +136,8 @@ __device__ void fetch(const ring_args &a, bool gated, char *ring, uint64_t *full
 
 template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
 {
-    for (int row = 0; row < a.tokens; row++) {
-        const T *from = static_cast<const T *>(a.x) + (size_t)row * a.ldx;
-        for (int i = threadIdx.x * 8; i < a.k; i += WORKERS * 8)
-            copy_async(xs + row * a.stride + i, from + i, true);
-    }
+    for (int i = threadIdx.x * 8; i < a.k; i += WORKERS * 8)
+        copy_async(xs + i, static_cast<const T *>(a.x) + i, true);
     copy_commit();
     copy_wait<0>();
     workers_barrier();
@@ -168,55 +166,48 @@ __device__ __forceinline__ norm_weights load_norm_weights(const skinny_args &a)
 template <typename T>
 __device__ void load_normed(const skinny_args &a, const norm_weights &n, T *xs)
 {
-    SHARED(float[TOKENS_MAX][WARPS], sums);
-    pack<T, 8> r[TOKENS_MAX][PACKS] = {};
-    const int packs = a.k / 8, warp = threadIdx.x / 32;
+    SHARED(float[WARPS], sums);
+    pack<T, 8> r[PACKS] = {};
+    const int packs = a.k / 8;
+    float sum = 0.0f;
 #pragma unroll
-    for (int row = 0; row < TOKENS_MAX; row++) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < PACKS; j++) {
-            const int i = threadIdx.x + j * WORKERS;
-            if (i >= packs || row >= a.tokens)
-                continue;
-            const size_t at = (size_t)row * packs + i;
-            r[row][j] = load_pack<T, 8>(a.residual, at);
-            if (a.delta) {
-                const pack<T, 8> d = load_pack<T, 8>(a.delta, at);
-#pragma unroll
-                for (int e = 0; e < 8; e++)
-                    r[row][j].e[e] = from_f32<T>(to_f32(r[row][j].e[e]) + to_f32(d.e[e]));
-                if (blockIdx.x == 0)
-                    store_pack<T, 8>(a.residual_out, at, r[row][j]);
-            }
+    for (int j = 0; j < PACKS; j++) {
+        const int i = threadIdx.x + j * WORKERS;
+        if (i >= packs)
+            continue;
+        r[j] = load_pack<T, 8>(a.residual, i);
+        if (a.delta) {
+            const pack<T, 8> d = load_pack<T, 8>(a.delta, i);
 #pragma unroll
             for (int e = 0; e < 8; e++)
-                sum += to_f32(r[row][j].e[e]) * to_f32(r[row][j].e[e]);
+                r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) + to_f32(d.e[e]));
+            if (blockIdx.x == 0)
+                store_pack<T, 8>(a.residual_out, i, r[j]);
         }
-        for (int i = 16; i > 0; i >>= 1)
-            sum += __shfl_xor_sync(0xffffffffu, sum, i);
-        if (threadIdx.x % 32 == 0)
-            sums[row][warp] = sum;
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            sum += to_f32(r[j].e[e]) * to_f32(r[j].e[e]);
     }
+    for (int i = 16; i > 0; i >>= 1)
+        sum += __shfl_xor_sync(0xffffffffu, sum, i);
+    if (threadIdx.x % 32 == 0)
+        sums[threadIdx.x / 32] = sum;
     workers_barrier();
+    sum = 0.0f;
+    for (int i = 0; i < WARPS; i++)
+        sum += sums[i];
+    const float inv = rsqrtf(sum / a.k + a.eps);
 #pragma unroll
-    for (int row = 0; row < TOKENS_MAX; row++) {
-        float sum = 0.0f;
-        for (int i = 0; i < WARPS; i++)
-            sum += sums[row][i];
-        const float inv = rsqrtf(sum / a.k + a.eps);
+    for (int j = 0; j < PACKS; j++) {
+        const int i = threadIdx.x + j * WORKERS;
+        const float4 lo = n.w[j][0], hi = n.w[j][1];
+        const float w[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+        if (i >= packs)
+            continue;
 #pragma unroll
-        for (int j = 0; j < PACKS; j++) {
-            const int i = threadIdx.x + j * WORKERS;
-            const float4 lo = n.w[j][0], hi = n.w[j][1];
-            const float w[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
-            if (i >= packs || row >= a.tokens)
-                continue;
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                r[row][j].e[e] = from_f32<T>(to_f32(r[row][j].e[e]) * inv * (a.one + w[e]));
-            store_pack<T, 8>(xs + row * a.stride, i, r[row][j]);
-        }
+        for (int e = 0; e < 8; e++)
+            r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) * inv * (a.one + w[e]));
+        store_pack<T, 8>(xs, i, r[j]);
     }
     workers_barrier();
 }
@@ -263,7 +254,7 @@ __device__ __forceinline__ void work(const ring_args &a, const char *ring, uint6
         wait_previous();
         load_x<T>(a.s, xs);
     }
-    const T *x = xs + g * a.s.stride + warp * WARP_K + t * 8;
+    const T *x = xs + warp * WARP_K + t * 8;
     const char *rows = ring + g * PITCH + (warp * WARP_K + t * 8) * 2;
     float acc[4] = {};
     int stage = 0, parity = 0, buffer = 0;
@@ -272,7 +263,7 @@ __device__ __forceinline__ void work(const ring_args &a, const char *ring, uint6
             const int left = min(a.chunk, a.s.k - k) - warp * WARP_K; /* of this warp */
             barrier_wait(&full[stage], parity);
             if (left >= WARP_K)
-                multiply<T>(acc, rows + stage * STAGE_BYTES, x + k, g < a.s.tokens);
+                multiply<T>(acc, rows + stage * STAGE_BYTES, x + k, g == 0);
             __syncwarp();
             if (lane == 0)
                 barrier_arrive(&empty[stage]);
@@ -319,14 +310,14 @@ template <typename T, bool GATED> __global__ void ring_kernel(const __grid_const
 
 #endif
 
-size_t work_bytes(int k, int tokens)
+size_t work_bytes(int k)
 {
-    return SUMS * sizeof(float) + (size_t)tokens * (size_t)skinny_stride(k) * 2;
+    return SUMS * sizeof(float) + (size_t)k * 2;
 }
 
-int stages_of(int k, int tokens)
+int stages_of(int k)
 {
-    const size_t work = work_bytes(k, tokens);
+    const size_t work = work_bytes(k);
     return work > SMEM_MAX ? 0 : min((int)((SMEM_MAX - work) / STAGE_BYTES), STAGES_MAX);
 }
 
@@ -342,17 +333,15 @@ int chunk_of(int k)
 /* Every product of a model has its hidden size as n or k, so all of them are taken, or none. */
 bool tm_cuda_skinny_ring_fits(const skinny_args &a, const tm_cuda_ctx *c)
 {
-    return c->tensor_map && a.tokens <= TOKENS_MAX && a.k % WARP_K == 0 &&
-           min(a.n, a.k) <= HIDDEN_MAX && (!a.norm_w || a.k <= PACKS * WORKERS * 8) &&
-           stages_of(a.k, a.tokens) >= STAGES_MIN;
+    return c->tensor_map && a.tokens == 1 && a.k % WARP_K == 0 && min(a.n, a.k) <= HIDDEN_MAX &&
+           (!a.norm_w || a.k <= PACKS * WORKERS * 8) && stages_of(a.k) >= STAGES_MIN;
 }
 
 cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &s, bool gated, const tm_cuda_ctx *c)
 {
-    ring_args a = {s, chunk_of(s.k), stages_of(s.k, s.tokens)};
-    const size_t smem = (size_t)a.stages * STAGE_BYTES + work_bytes(s.k, s.tokens);
+    ring_args a = {s, chunk_of(s.k), stages_of(s.k)};
+    const size_t smem = (size_t)a.stages * STAGE_BYTES + work_bytes(s.k);
     const dim3 grid((unsigned)min(c->sms, s.tiles));
-    a.s.stride = skinny_stride(s.k);
     if (c->act == TM_DTYPE_BF16)
         return launch_kernel(
             c, gated ? ring_kernel<__nv_bfloat16, true> : ring_kernel<__nv_bfloat16, false>, grid,
