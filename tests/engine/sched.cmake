@@ -4,7 +4,9 @@ tm_test(sched_test SOURCES sched_test.c sched_check.c LIBS tm_engine)
 tm_test(sample_test SOURCES sample_test.c LIBS tm_engine m)
 tm_test(engine_demo_test SOURCES engine_demo_test.c drive.c LIBS tm_engine m TIMEOUT 600)
 # The fakes' definitions of tm_model_* and tm_comm_* stand before the libraries', whose files are then not linked.
-tm_test(engine_test SOURCES engine_test.c drive.c fake_model.c fake_comm.c LIBS tm_engine m)
+foreach(part engine engine_end engine_ranks)
+  tm_test(${part}_test SOURCES ${part}_test.c engine_rig.c drive.c fake_model.c fake_comm.c LIBS tm_engine m)
+endforeach()
 
 # The engine with steps that run ahead on a device. Starts itself under mpirun, on the emulator and on GPUs where there are some.
 if(MPI_C_FOUND)
