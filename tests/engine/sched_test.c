@@ -1,12 +1,5 @@
-/* The scheduler against a fake model under random schedules.
- *
- * The fake model's KV cache is what the real one's is, a place per (block, slot); it stores token and position.
- * A sampled token is a hash of everything that the block table leads to, so a wrong, stale or doubly owned block
- * changes the answer. Every sequence must give exactly the tokens that its history alone determines, whatever
- * was preempted, cached, shared or cancelled around it.
- *
- * A step is computed when it is planned, as on a device whose steps follow each other in the order they are enqueued;
- * its tokens are told when it is retired. In worlds that run ahead another step is planned in between. */
+/* The scheduler against a fake model, under random schedules and property by property. Every sequence must give exactly
+ * the tokens that its history alone determines, whatever was preempted, cached, shared or cancelled around it. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,304 +8,9 @@
 #include <cmocka.h>
 
 #include "common/check.h"
-#include "common/hash.h"
-#include "engine/sched/sched.h"
 #include "tests/engine/rng.h"
 #include "tests/engine/sched_check.h"
-
-enum { VOCAB = 50, MODEL_STOP = 7 };
-
-typedef struct slot {
-    int32_t token, position;
-} slot;
-
-/* What a client asked for and what it has seen. */
-typedef struct client {
-    tm_seq *seq;
-    int32_t prompt[512];
-    int n_prompt, n_given, n_seen, max_tokens, rows_from, rows_to, rows_seen;
-    int32_t expected[512]; /* undisturbed answer */
-    int n_expected;
-    bool submitted, finished, cancelled;
-    uint64_t submit_step, finish_step;
-} client;
-
-enum { SEQS_MAX = 16, LOGITS_MAX = 64 };
-
-/* A step that was computed and is not retired. */
-typedef struct pending {
-    tm_step step;
-    int32_t sampled[SEQS_MAX];
-} pending;
-
-typedef struct world {
-    tm_sched *s;
-    tm_sched_opts o;
-    tm_seq_limits limits;
-    tm_plan_buf buf;
-    slot *kv;
-    bool ahead;
-    rng *mood; /* of worlds that run ahead: now and then they do not */
-    pending pend[2];
-    int n_pend;
-    int32_t picks[LOGITS_MAX]; /* of the last step, by logits row */
-    uint64_t step;
-    client *clients;
-    int n_clients;
-    int max_seen_tokens;
-} world;
-
-static const int32_t model_stops[] = {MODEL_STOP};
-
-static int32_t next_token(const int32_t *tokens, int n)
-{
-    return (int32_t)(tm_hash64(tokens, (size_t)n * sizeof(*tokens), 99) % VOCAB);
-}
-
-static void world_open(world *w, const tm_sched_opts *o, int max_len, bool caching)
-{
-    memset(w, 0, sizeof(*w));
-    w->o = *o;
-    w->limits = (tm_seq_limits){.max_len = TM_MIN(max_len, o->n_blocks * o->block_tokens),
-                                .block_tokens = o->block_tokens,
-                                .digest = "fake",
-                                .stop_ids = model_stops,
-                                .stop_count = 1,
-                                .prefix_caching = caching};
-    tm_plan_limits pl = {.max_tokens = o->max_step_tokens + o->max_seqs,
-                         .max_seqs = o->max_seqs,
-                         .max_blocks = o->n_blocks,
-                         .max_logits = o->max_seqs + o->max_prompt_rows,
-                         .vocab = VOCAB,
-                         .n_blocks = o->n_blocks,
-                         .block_tokens = o->block_tokens};
-    assert_int_equal(tm_sched_create(&w->s, o, NULL), TM_OK);
-    assert_int_equal(tm_plan_buf_init(&w->buf, &pl, NULL), TM_OK);
-    w->kv = calloc((size_t)(o->n_blocks * o->block_tokens), sizeof(*w->kv));
-    assert_non_null(w->kv);
-    assert_true(o->max_seqs <= SEQS_MAX && o->max_seqs + o->max_prompt_rows <= LOGITS_MAX);
-}
-
-static void world_close(world *w)
-{
-    tm_sched_stats st;
-    assert_null(tm_sched_any(w->s));
-    tm_sched_stats_get(w->s, &st);
-    assert_int_equal(st.blocks_used, 0);
-    assert_int_equal(st.running + st.waiting, 0);
-    assert_int_equal(st.waiting_tokens, 0);
-    sched_check(w->s);
-    tm_sched_destroy(w->s);
-    tm_plan_buf_deinit(&w->buf);
-    free(w->kv);
-}
-
-static tm_status submit(world *w, client *c, const tm_seq_opts *base)
-{
-    tm_seq_opts o = *base;
-    o.prompt = c->prompt;
-    o.prompt_len = (size_t)c->n_prompt;
-    o.max_tokens = c->max_tokens;
-    o.rows_from = c->rows_from;
-    o.rows_to = c->rows_to;
-    o.user = c;
-    c->rows_seen = c->rows_from;
-    tm_status st = tm_seq_create(&c->seq, &o, &w->limits, NULL);
-    if (st != TM_OK)
-        return st;
-    st = tm_sched_submit(w->s, c->seq, NULL);
-    if (st != TM_OK) {
-        tm_seq_destroy(c->seq);
-        c->seq = NULL;
-        return st;
-    }
-    c->submitted = true;
-    c->submit_step = w->step;
-    /* The answer that nothing disturbed. */
-    int32_t all[1024];
-    memcpy(all, c->prompt, (size_t)c->n_prompt * sizeof(*all));
-    int n = c->n_prompt, limit = TM_MIN(w->limits.max_len, c->n_prompt + c->max_tokens);
-    c->n_expected = 0;
-    while (n < limit) {
-        all[n] = next_token(all, n);
-        c->expected[c->n_expected++] = all[n++];
-        bool stop = all[n - 1] == MODEL_STOP && !base->ignore_eos;
-        for (size_t i = 0; i < base->stop_count; i++)
-            stop |= all[n - 1] == base->stop_ids[i];
-        if (stop && c->n_expected > base->min_tokens)
-            break;
-    }
-    if (base->generated_len) {
-        assert_true((int)base->generated_len <= c->n_expected);
-        c->n_seen = c->n_given = (int)base->generated_len;
-    }
-    return TM_OK;
-}
-
-static void expect_row(const world *w, const tm_batch *b, int i, int row)
-{
-    int pos = b->positions[row];
-    assert_true(row >= b->seq_begin[i] && row < b->seq_begin[i + 1]);
-    assert_true(pos < b->kv_len[i]);
-    (void)w;
-}
-
-/* The token that follows a row, from what the cache holds. */
-static int32_t fake_logits(const world *w, const tm_batch *b, int i, int row)
-{
-    int32_t history[1024];
-    const int32_t *blocks = b->blocks + i * b->max_blocks;
-    expect_row(w, b, i, row);
-    for (int p = 0; p <= b->positions[row]; p++) {
-        const slot *s =
-            &w->kv[blocks[p / w->o.block_tokens] * w->o.block_tokens + p % w->o.block_tokens];
-        assert_int_equal(s->position, p);
-        history[p] = s->token;
-    }
-    return next_token(history, b->positions[row] + 1);
-}
-
-static void fake_forward(world *w, const tm_batch *b)
-{
-    for (int i = 0; i < b->n_seqs; i++)
-        for (int r = b->seq_begin[i]; r < b->seq_begin[i + 1]; r++) {
-            int p = b->positions[r], bt = w->o.block_tokens;
-            int32_t token = b->tokens[r] < 0 ? w->picks[-1 - b->tokens[r]] : b->tokens[r];
-            w->kv[b->blocks[i * b->max_blocks + p / bt] * bt + p % bt] = (slot){token, p};
-        }
-}
-
-/* Blocks written in this step belong to one sequence each. */
-static void check_writes(const world *w, const tm_batch *b)
-{
-    int owner[4096];
-    memset(owner, 0xff, sizeof(owner));
-    assert_true(w->o.n_blocks <= 4096);
-    for (int i = 0; i < b->n_seqs; i++)
-        for (int p = b->positions[b->seq_begin[i]]; p < b->kv_len[i]; p++) {
-            int32_t block = b->blocks[i * b->max_blocks + p / w->o.block_tokens];
-            assert_true(owner[block] == -1 || owner[block] == i);
-            owner[block] = i;
-        }
-}
-
-static void check_budget(const world *w, const tm_step *step)
-{
-    int decodes = 0;
-    for (int i = 0; i < step->n_seqs; i++)
-        decodes += step->seqs[i].rows == 1;
-    assert_int_equal(decodes, step->n_decode);
-    int least = TM_MIN(w->o.block_tokens, w->o.max_step_tokens);
-    int generating = step->n_tokens - step->n_prefill_tokens;
-    assert_true(step->n_prefill_tokens <= TM_MAX(w->o.max_step_tokens - generating, least));
-    assert_true(step->n_seqs <= w->o.max_seqs);
-    assert_true(step->n_logits <= w->o.max_seqs + w->o.max_prompt_rows);
-}
-
-static void take_rows(world *w, const tm_batch *b, pending *p, int i)
-{
-    const tm_step_seq *e = &p->step.seqs[i];
-    client *c = e->seq->user;
-    for (int k = 0; k < e->prompt_rows; k++) {
-        int row = b->logit_rows[e->first_logit + k];
-        assert_int_equal(b->positions[row], e->prompt_pos + k);
-        assert_int_equal(c->rows_seen, e->prompt_pos + k); /* each position once, in order */
-        c->rows_seen++;
-        assert_int_equal(fake_logits(w, b, i, row), next_token(c->prompt, e->prompt_pos + k + 1));
-    }
-    p->sampled[i] = TM_SAMPLED_NONE;
-    if (e->sample_logit >= 0) {
-        int row = b->logit_rows[e->sample_logit];
-        assert_int_equal(row, b->seq_begin[i + 1] - 1);
-        p->sampled[i] = fake_logits(w, b, i, row);
-    }
-}
-
-static void see_token(const tm_step_seq *e, int32_t token)
-{
-    client *c = e->seq->user;
-    if (e->sample_logit < 0)
-        return;
-    assert_true(c->n_seen < c->n_expected);
-    assert_int_equal(token, c->expected[c->n_seen]);
-    assert_int_equal(e->position, c->n_seen);
-    c->n_seen++;
-}
-
-static void finish(world *w, tm_step_seq *e)
-{
-    client *c = e->seq->user;
-    assert_false(c->finished || c->cancelled);
-    c->finished = true;
-    c->finish_step = w->step;
-    assert_int_equal(c->n_seen, c->n_expected);
-    assert_int_equal(c->rows_seen, c->rows_to);
-    tm_seq_destroy(e->seq);
-    c->seq = NULL;
-}
-
-static bool begin_step(world *w)
-{
-    pending *p = &w->pend[w->n_pend];
-    tm_batch b;
-    tm_plan_kind kind;
-    uint64_t number;
-    tm_err err = TM_ERR_INIT;
-    tm_sched_plan(w->s, ++w->step, &w->buf, &p->step);
-    if (p->step.n_tokens == 0)
-        return false;
-    tm_plan_pick(&w->buf);
-    if (tm_plan_parse(&w->buf, w->buf.len, &kind, &number, &b, &err) != TM_OK)
-        fail_msg("%s", err.msg);
-    assert_int_equal(number, w->step);
-    check_budget(w, &p->step);
-    check_writes(w, &b);
-    fake_forward(w, &b);
-    for (int i = 0; i < p->step.n_seqs; i++)
-        take_rows(w, &b, p, i);
-    for (int i = 0; i < p->step.n_seqs; i++)
-        if (p->step.seqs[i].sample_logit >= 0)
-            w->picks[p->step.seqs[i].sample_logit] = p->sampled[i];
-    w->max_seen_tokens = TM_MAX(w->max_seen_tokens, p->step.n_tokens);
-    w->n_pend++;
-    return true;
-}
-
-static void end_step(world *w)
-{
-    pending p = w->pend[0];
-    for (int i = 0; i < p.step.n_seqs; i++)
-        if (p.step.seqs[i].seq)
-            see_token(&p.step.seqs[i], p.sampled[i]);
-    tm_sched_retire(w->s, &p.step, p.sampled);
-    for (int i = 0; i < p.step.n_seqs; i++)
-        if (p.step.seqs[i].seq && p.step.seqs[i].end != TM_SEQ_GOES_ON)
-            finish(w, &p.step.seqs[i]);
-    w->pend[0] = w->pend[1];
-    w->n_pend--;
-}
-
-/* Ends a step and returns its tokens. */
-static int run_step(world *w)
-{
-    if (w->n_pend == 0 && !begin_step(w))
-        return 0;
-    int n = w->pend[0].step.n_tokens;
-    if (w->ahead && (!w->mood || rng_below(w->mood, 5) > 0)) {
-        tm_sched_advance(w->s, &w->pend[0].step);
-        sched_check(w->s);
-        begin_step(w);
-    }
-    end_step(w);
-    return n;
-}
-
-static void drain(world *w)
-{
-    int64_t left = 200000;
-    while (run_step(w) > 0)
-        assert_true(--left > 0);
-}
+#include "tests/engine/sched_world.h"
 
 /* ---- random schedules */
 
@@ -344,7 +42,7 @@ static void random_client(world *w, rng *r, client *c, tm_seq_opts *o, int32_t *
         memcpy(all, c->prompt, (size_t)c->n_prompt * sizeof(*all));
         int n = rng_below(r, TM_MIN(c->max_tokens, w->limits.max_len - c->n_prompt));
         for (int i = 0; i < n; i++) {
-            all[c->n_prompt + i] = given[i] = next_token(all, c->n_prompt + i);
+            all[c->n_prompt + i] = given[i] = world_next_token(all, c->n_prompt + i);
             if (given[i] == MODEL_STOP || given[i] == 11 || given[i] == 12)
                 return;
         }
@@ -387,16 +85,16 @@ static void one_schedule(uint64_t seed)
             tm_seq_opts so;
             int32_t given[512];
             random_client(&w, &r, &w.clients[next], &so, given);
-            tm_status st = submit(&w, &w.clients[next], &so);
+            tm_status st = world_submit(&w, &w.clients[next], &so);
             assert_true(st == TM_OK || st == TM_STATUS_BUSY);
         }
         if (rng_below(&r, 10) == 0)
             cancel_some(&w, &r);
         for (int n = rng_below(&r, 12); n > 0; n--)
-            run_step(&w);
+            world_step(&w);
         sched_check(w.s);
     }
-    drain(&w);
+    world_drain(&w);
     for (int i = 0; i < CLIENTS; i++) {
         const client *c = &w.clients[i];
         assert_int_equal(c->submitted, c->finished || c->cancelled);
@@ -423,7 +121,7 @@ static client *add_client(world *w, int index, int n_prompt, int max_tokens, int
     c->max_tokens = max_tokens;
     for (int i = 0; i < n_prompt; i++)
         c->prompt[i] = (first + i) % VOCAB;
-    assert_int_equal(submit(w, c, o), TM_OK);
+    assert_int_equal(world_submit(w, c, o), TM_OK);
     return c;
 }
 
@@ -449,7 +147,7 @@ static void test_siblings_share(void **state)
     for (int i = 0; i < 6; i++)
         add_client(&w, i, 70, 4, 0, &o);
     int tokens = 0, n;
-    while ((n = run_step(&w)) > 0)
+    while ((n = world_step(&w)) > 0)
         tokens += n;
     assert_int_equal(tokens, 70 + 5 * (70 - 64) + 6 * 3);
     world_close(&w);
@@ -464,10 +162,10 @@ static void test_full_hit_computes_last_block(void **state)
     w.clients = clients;
     tm_seq_opts o = {.ignore_eos = true};
     add_client(&w, 0, 64, 1, 0, &o);
-    drain(&w);
+    world_drain(&w);
     add_client(&w, 1, 64, 1, 0, &o);
-    assert_int_equal(run_step(&w), 8); /* every block is cached; the last one is computed again */
-    assert_int_equal(run_step(&w), 0);
+    assert_int_equal(world_step(&w), 8); /* every block is cached; the last one is computed again */
+    assert_int_equal(world_step(&w), 0);
     world_close(&w);
 }
 
@@ -481,12 +179,12 @@ static void test_scoring_bypasses_cache(void **state)
     w.clients = clients;
     tm_seq_opts o = {0};
     add_client(&w, 0, 64, 0, 0, &o);
-    drain(&w);
+    world_drain(&w);
     clients[1].rows_from = 40;
     clients[1].rows_to = 64;
     add_client(&w, 1, 64, 0, 0, &o);
     int tokens = 0, n, steps = 0;
-    for (; (n = run_step(&w)) > 0; steps++)
+    for (; (n = world_step(&w)) > 0; steps++)
         tokens += n;
     assert_int_equal(tokens, 24);
     assert_int_equal(steps, 3); /* at most 8 prompt rows a step */
@@ -503,18 +201,18 @@ static void test_salt_separates(void **state)
     w.clients = clients;
     tm_seq_opts o = {.ignore_eos = true, .salt = 1};
     add_client(&w, 0, 32, 1, 0, &o);
-    drain(&w);
+    world_drain(&w);
     o.salt = 2;
     add_client(&w, 1, 32, 1, 0, &o);
-    assert_int_equal(run_step(&w), 32);
-    drain(&w);
+    assert_int_equal(world_step(&w), 32);
+    world_drain(&w);
     o.rope_len = 100; /* keys rotated unlike those */
     add_client(&w, 2, 32, 1, 0, &o);
-    assert_int_equal(run_step(&w), 32);
-    drain(&w);
+    assert_int_equal(world_step(&w), 32);
+    world_drain(&w);
     add_client(&w, 3, 32, 1, 0, &o);
-    assert_true(run_step(&w) < 32);
-    drain(&w);
+    assert_true(world_step(&w) < 32);
+    world_drain(&w);
     world_close(&w);
 }
 
@@ -532,10 +230,10 @@ static void test_queue_bound(void **state)
     add_client(&w, 1, 5, 5, 0, &o);
     clients[2].n_prompt = 5;
     clients[2].max_tokens = 5;
-    assert_int_equal(submit(&w, &clients[2], &o), TM_STATUS_BUSY);
-    run_step(&w); /* both run now */
-    assert_int_equal(submit(&w, &clients[2], &o), TM_OK);
-    drain(&w);
+    assert_int_equal(world_submit(&w, &clients[2], &o), TM_STATUS_BUSY);
+    world_step(&w); /* both run now */
+    assert_int_equal(world_submit(&w, &clients[2], &o), TM_OK);
+    world_drain(&w);
     world_close(&w);
 }
 
@@ -546,25 +244,25 @@ static void test_refusals(void **state)
     world_open(&w, &small, 100, true);
     client c = {.n_prompt = 101, .max_tokens = 0};
     tm_seq_opts o = {0};
-    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    assert_int_equal(world_submit(&w, &c, &o), TM_STATUS_INVALID);
     c.n_prompt = 100;
     c.max_tokens = 1; /* no room for one more */
-    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    assert_int_equal(world_submit(&w, &c, &o), TM_STATUS_INVALID);
     c.n_prompt = 0;
-    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    assert_int_equal(world_submit(&w, &c, &o), TM_STATUS_INVALID);
     c.n_prompt = 10;
     c.max_tokens = -1;
-    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    assert_int_equal(world_submit(&w, &c, &o), TM_STATUS_INVALID);
     c.max_tokens = 5;
     o.generated = c.prompt;
     o.generated_len = 6;
-    assert_int_equal(submit(&w, &c, &o), TM_STATUS_INVALID);
+    assert_int_equal(world_submit(&w, &c, &o), TM_STATUS_INVALID);
     o.generated_len = 0;
     c.n_prompt = 100;
     c.max_tokens = 0;
-    assert_int_equal(submit(&w, &c, &o), TM_OK);
+    assert_int_equal(world_submit(&w, &c, &o), TM_OK);
     w.clients = &c;
-    drain(&w);
+    world_drain(&w);
     assert_true(c.finished);
     world_close(&w);
 }
@@ -582,7 +280,7 @@ static void test_preemption(void **state)
     tm_seq_opts o = {.ignore_eos = true};
     for (int i = 0; i < 4; i++)
         add_client(&w, i, 16, 60, i * 9, &o);
-    drain(&w);
+    world_drain(&w);
     tm_sched_stats st;
     tm_sched_stats_get(w.s, &st);
     assert_true(st.preemptions > 0);
@@ -603,10 +301,10 @@ static void test_priority(void **state)
     tm_seq_opts low = {.ignore_eos = true}, high = {.ignore_eos = true, .priority = 5};
     add_client(&w, 0, 16, 40, 0, &low);
     add_client(&w, 1, 16, 10, 9, &low);
-    run_step(&w);
-    run_step(&w);
+    world_step(&w);
+    world_step(&w);
     add_client(&w, 2, 16, 10, 18, &high); /* takes the only place from a lower priority */
-    drain(&w);
+    world_drain(&w);
     assert_true(clients[2].finish_step < clients[0].finish_step);
     assert_true(clients[0].finish_step < clients[1].finish_step);
     world_close(&w);
@@ -629,12 +327,12 @@ static void test_no_starvation(void **state)
     int i = 2;
     for (; i < N && !victim->finished; i++) {
         add_client(&w, i, 4, 2, i, &high);
-        run_step(&w);
-        run_step(&w);
+        world_step(&w);
+        world_step(&w);
     }
     assert_true(victim->finished);
     assert_true(w.step > TM_SCHED_AGE_STEPS); /* and priority did count */
-    drain(&w);
+    world_drain(&w);
     world_close(&w);
     free(clients);
 }
@@ -674,7 +372,7 @@ static void test_plan_checks(void **state)
         w.buf.data[at] = rng_below(&r, 2) ? (int32_t)rng_u64(&r) : old + rng_between(&r, -3, 3);
         tm_status st = tm_plan_parse(&w.buf, len, &kind, &number, &b, NULL);
         if (st == TM_OK && kind != TM_PLAN_STOP && kind != TM_PLAN_DRAIN)
-            fake_forward(&w, &b); /* whatever is accepted is safe to run (address sanitizer) */
+            world_forward(&w, &b); /* whatever is accepted is safe to run (address sanitizer) */
         refused += st != TM_OK;
         w.buf.data[at] = old;
     }
@@ -703,7 +401,7 @@ static client *add_stopping_client(world *w, int index, tm_seq_opts *o)
         c->max_tokens = 40;
         for (int i = 0; i < 5; i++)
             c->prompt[i] = (first / (i + 1) + i) % VOCAB;
-        assert_int_equal(submit(w, c, o), TM_OK);
+        assert_int_equal(world_submit(w, c, o), TM_OK);
         if (c->n_expected >= 3 && c->n_expected <= 8)
             return c;
         tm_sched_cancel(w->s, c->seq);
@@ -729,7 +427,7 @@ static void test_stop_in_flight(void **state)
     tm_seq_opts o = {0};
     client *c = add_stopping_client(&w, 0, &o);
     while (!c->finished)
-        assert_true(run_step(&w) > 0);
+        assert_true(world_step(&w) > 0);
     assert_int_equal(w.n_pend, 1); /* the row for nothing */
     assert_int_equal(w.pend[0].step.n_tokens, 1);
     assert_null(w.pend[0].step.seqs[0].seq);
@@ -743,10 +441,10 @@ static void test_stop_in_flight(void **state)
     memcpy(clients[1].prompt + 5, c->expected, (size_t)c->n_expected * sizeof(int32_t));
     clients[1].n_prompt = 5 + c->n_expected;
     clients[1].max_tokens = 20;
-    assert_int_equal(submit(&w, &clients[1], &o), TM_OK);
-    assert_int_equal(run_step(&w), 1);
-    assert_int_equal(run_step(&w), 1); /* all but the stop id is cached */
-    drain(&w);
+    assert_int_equal(world_submit(&w, &clients[1], &o), TM_OK);
+    assert_int_equal(world_step(&w), 1);
+    assert_int_equal(world_step(&w), 1); /* all but the stop id is cached */
+    world_drain(&w);
     assert_true(clients[1].finished);
     world_close(&w);
 }
@@ -764,7 +462,7 @@ static void test_length_in_flight(void **state)
     for (int i = 0; i < 3; i++)
         add_client(&w, i, 10 + i, 1 + 4 * i, 20 * i, &o);
     int tokens = 0;
-    for (int n; (n = run_step(&w)) > 0; tokens += n)
+    for (int n; (n = world_step(&w)) > 0; tokens += n)
         sched_check(w.s);
     assert_int_equal(tokens, 10 + 11 + 12 + 0 + 4 + 8);
     world_close(&w);
@@ -782,9 +480,9 @@ static void test_leaving_in_flight(void **state)
     tm_seq_opts o = {.ignore_eos = true};
     for (int i = 0; i < 2; i++)
         add_client(&w, i, 10, 20, 20 * i, &o);
-    run_step(&w);
+    world_step(&w);
     tm_sched_advance(w.s, &w.pend[0].step);
-    assert_true(begin_step(&w));
+    assert_true(world_begin_step(&w));
     tm_sched_cancel(w.s, clients[0].seq);
     tm_seq_destroy(clients[0].seq);
     for (int f = 0; f < 2; f++)
@@ -800,8 +498,8 @@ static void test_leaving_in_flight(void **state)
     assert_null(tm_sched_any(w.s));
     w.pend[0] = w.pend[1];
     w.n_pend--;
-    assert_int_equal(run_step(&w), 2);
-    assert_int_equal(run_step(&w), 0);
+    assert_int_equal(world_step(&w), 2);
+    assert_int_equal(world_step(&w), 0);
     world_close(&w);
 }
 
