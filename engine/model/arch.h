@@ -96,6 +96,7 @@ typedef struct tm_arch {
     bool gated;
     float embed_scale;
     bool tie;           /* the head is the embedding */
+    bool head_apart;    /* the config says that it is not, so it must be stored */
     bool head_norm;     /* rows of the head are divided by their length */
     float head_softcap; /* 0 = none */
     tm_rope rope, rope_local;
@@ -234,7 +235,7 @@ struct tm_family {
     bool rope_interleaved;
     double eps, rope_base, rotary_share; /* defaults of the class */
     /* What released configs leave out; 0 = must be there. */
-    int kv_heads, head_dim, max_positions, window_len, pattern;
+    int heads, kv_heads, head_dim, vocab, max_positions, window_len, pattern;
     double
         query_scalar; /* not 0: scores are scaled by query_pre_attn_scalar^-0.5, this by default */
     double attn_softcap, head_softcap;

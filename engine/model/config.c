@@ -88,8 +88,10 @@ static tm_status read_ints(tm_arch *a, const json_t *root, tm_err *err)
         if (v)
             TM_TRY(tm_config_to_int(v, key, row->min, row->max, int_at(a, row), err));
     }
+    set_default(&a->heads, f->heads);
     set_default(&a->kv_heads, f->kv_heads);
     set_default(&a->head_dim, f->head_dim);
+    set_default(&a->vocab, f->vocab);
     set_default(&a->max_positions, f->max_positions);
     if (f->shape)
         TM_TRY(f->shape(a, root, err));
@@ -275,6 +277,7 @@ tm_status tm_arch_read(tm_arch *out, const json_t *root, tm_err *err)
     TM_TRY(tm_config_rule(root, f->o_bias, &a.o_bias, err));
     TM_TRY(tm_config_rule(root, f->mlp_bias, &a.mlp_bias, err));
     TM_TRY(tm_config_rule(root, f->tie, &a.tie, err));
+    a.head_apart = f->tie.key && tm_config_get(root, f->tie.key) && !a.tie;
     TM_TRY(read_act(&a, root, err));
     TM_TRY(tm_config_rope(&a, root, err));
     TM_TRY(tm_config_windows(&a, root, err));

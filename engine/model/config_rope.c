@@ -17,6 +17,8 @@ static tm_status read_rope_type(const json_t *scaling, tm_rope_type *out, tm_err
     static const char *const names[TM_CONFIG_NAMES] = {"rope_type", "type"};
     const char *key = names[0];
     json_t *v = tm_config_any(scaling, names, &key);
+    if (!v && tm_json_get(scaling, "factor")) /* of what? */
+        return TM_FAIL(err, TM_STATUS_CONFIG, "rope_scaling.rope_type: this key is missing");
     const char *text = v ? json_string_value(v) : "default";
     for (size_t i = 0; text && i < TM_ARRAY_LEN(types); i++)
         if (strcmp(types[i].name, text) == 0) {
@@ -108,6 +110,26 @@ static tm_status read_scaling(tm_rope *r, const json_t *scaling, tm_err *err)
     return TM_OK;
 }
 
+/* A config that Transformers 5 wrote, to which somebody added the key of version 4: which of them is meant is not
+ * known, unless they say the same. */
+static tm_status check_dialects(const json_t *chosen, const json_t *root, tm_err *err)
+{
+    const json_t *old = tm_json_get(root, "rope_scaling");
+    static const char *const names[TM_CONFIG_NAMES] = {"rope_type", "type"};
+    const char *key = names[0];
+    if (!json_is_object(old) || json_object_size(old) == 0 || old == chosen)
+        return TM_OK;
+    const json_t *type = tm_config_any(old, names, &key), *other;
+    other = tm_config_any(chosen, names, &key);
+    const json_t *factor = tm_json_get(old, "factor"), *with = tm_json_get(chosen, "factor");
+    if ((!type || (other && json_equal(type, other))) &&
+        json_number_value(factor) == json_number_value(with))
+        return TM_OK;
+    return TM_FAIL(err, TM_STATUS_CONFIG,
+                   "rope_scaling: rope_parameters is there, too, and says something else; the "
+                   "scaling belongs in rope_parameters alone");
+}
+
 /* The scaling of the global rope; its object may be nested by layer kind. */
 static tm_status read_scaled(tm_arch *a, const json_t *root, tm_err *err)
 {
@@ -121,6 +143,7 @@ static tm_status read_scaled(tm_arch *a, const json_t *root, tm_err *err)
     if (!json_is_object(scaling))
         return TM_FAIL(err, TM_STATUS_CONFIG, "%s: expected an object, got %s", key,
                        tm_json_type_name(scaling));
+    TM_TRY(check_dialects(scaling, root, err));
     bool has_factor = tm_json_get(scaling, "factor") != NULL;
     double top = r->original;
     TM_TRY(read_scaling(r, scaling, err));

@@ -84,8 +84,10 @@ static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
         tm_load_tensor_name(name, a, embed, 0, 0);
         t = tm_checkpoint_find(c, name);
     }
-    if (!t)
+    if (!t) {
+        a->prefix = 0; /* none was found: what else is there is named without */
         return TM_FAIL(err, TM_STATUS_DATA, "tensor %s is missing", embed->pattern);
+    }
     if (head) {
         tm_load_tensor_name(name, a, head, 0, 0);
         h = tm_checkpoint_find(c, name);
@@ -93,6 +95,9 @@ static tm_status settle_ends(tm_arch *a, const tm_checkpoint *c, tm_err *err)
     if (h && a->tie && !tm_checkpoint_equal(c, t, h))
         tm_log(TM_LOG_WARN, "model", "%s differs from %s, which the config ties it to: not used",
                h->name, t->name);
+    if (!h && a->head_apart)
+        return TM_FAIL(err, TM_STATUS_DATA,
+                       "tensor %s is missing, and the config does not tie it to %s", name, t->name);
     if (!h && !a->tie)
         tm_log(TM_LOG_WARN, "model", "%s is not there: the embedding is the head", name);
     a->tie = a->tie || !h;

@@ -53,6 +53,19 @@ def test_inspect_says_what_it_does_not_know(tmp_path):
     assert "PROBLEM: tensor model.layers.5.input_layernorm.weight is missing (and 8 more)" in out
 
 
+def test_inspect_without_the_embedding(tmp_path):
+    for f in glob.glob(os.path.join(MODEL, "*")):
+        if os.path.isfile(f):
+            shutil.copy(f, tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    text = json.loads(index.read_text())
+    del text["weight_map"]["model.embed_tokens.weight"]
+    index.write_text(json.dumps(text))
+    rc, out, _ = run("inspect", str(tmp_path))
+    assert rc == 78 and "PROBLEM: tensor model.embed_tokens.weight is missing" in out
+    assert run("inspect", str(tmp_path), "--json")[0] == 78
+
+
 def test_inspect_refusals(tmp_path):
     assert run("inspect", "/no/such/model")[0] == 78
     rc, _, err = run("inspect", str(tmp_path))

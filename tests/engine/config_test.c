@@ -45,6 +45,31 @@ static void expect_ok(const char *more)
         fail_msg("%s: %s", more, err.msg);
 }
 
+/* Gemma 3 from 4B on is released with a text_config of five keys: everything else is the class default. */
+static void test_released_gemma3(void **state)
+{
+    (void)state;
+    static const char head[] = "\"architectures\":[\"Gemma3ForConditionalGeneration\"],"
+                               "\"model_type\":\"gemma3\",\"text_config\":{"
+                               "\"model_type\":\"gemma3_text\",\"sliding_window\":1024,"
+                               "\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"}";
+    tm_err err = TM_ERR_INIT;
+    if (read_arch(head,
+                  "\"hidden_size\":2560,\"intermediate_size\":10240,\"num_hidden_layers\":34}",
+                  &err) != TM_OK)
+        fail_msg("4B: %s", err.msg);
+    assert_true(g_arch.heads == 8 && g_arch.kv_heads == 4 && g_arch.head_dim == 256);
+    assert_true(g_arch.vocab == 262208 && g_arch.max_positions == 131072 && g_arch.tie);
+    assert_true(g_arch.attn_scale == 1.0f / 16.0f && g_arch.rope.type == TM_ROPE_LINEAR);
+    if (read_arch(head,
+                  "\"hidden_size\":5376,\"intermediate_size\":21504,\"num_hidden_layers\":62,"
+                  "\"num_attention_heads\":32,\"num_key_value_heads\":16,\"head_dim\":128,"
+                  "\"query_pre_attn_scalar\":168}",
+                  &err) != TM_OK)
+        fail_msg("27B: %s", err.msg);
+    assert_true(g_arch.heads == 32 && g_arch.kv_heads == 16 && g_arch.head_dim == 128);
+}
+
 static void test_defaults(void **state)
 {
     (void)state;
@@ -231,6 +256,10 @@ static void test_refusals(void **state)
         {"\"rope_scaling\":[]", "rope_scaling: expected an object"},
         {"\"rope_scaling\":{\"type\":\"spiral\",\"factor\":2}", "'spiral' is not supported"},
         {"\"rope_scaling\":{\"type\":\"linear\"}", "rope_scaling.factor: this key is missing"},
+        {"\"rope_scaling\":{\"factor\":4}", "rope_scaling.rope_type: this key is missing"},
+        {"\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":1e4},"
+         "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}",
+         "rope_scaling: rope_parameters is there, too"},
         {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}", "factor: expected a number"},
         {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
          "\"high_freq_factor\":1}",
@@ -525,8 +554,12 @@ static void test_folders(void **state)
                    "expected [64, 64]");
     write_model(NULL, "model.norm.weight");
     expect_refused("tensor model.norm.weight is [65], expected [64]");
+    write_model("model.embed_tokens.weight", NULL);
+    expect_refused("tensor model.embed_tokens.weight is missing");
     write_model("lm_head.weight", NULL); /* then the embedding is the head */
     assert_int_equal(open_model(g_dir, "auto", &err), TM_OK);
+    write_text("config.json", "{" BASE ",\"num_hidden_layers\":1,\"tie_word_embeddings\":false}");
+    expect_refused("tensor lm_head.weight is missing, and the config does not tie it");
     char path[512];
     assert_true(tm_path_join(path, sizeof(path), g_dir, "model.safetensors"));
     assert_int_equal(truncate(path, 50000), 0);
@@ -546,6 +579,7 @@ int main(void)
         cmocka_unit_test(test_refusals),        cmocka_unit_test(test_rope),
         cmocka_unit_test(test_shards),          cmocka_unit_test(test_stop_ids),
         cmocka_unit_test(test_tiny_vocabulary), cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_released_gemma3),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     rmdir(g_dir);
