@@ -434,6 +434,7 @@ static void test_refused(void **state)
         {HEAD VOCAB "\"merges\": [\"ab\"]}}", "model.merges[0]"},
         {HEAD VOCAB "\"merges\": [[\"a\"]]}}", "model.merges[0]"},
         {HEAD VOCAB "\"merges\": {}}}", "model.merges"},
+        {HEAD "\"vocab\": {\"a\": 0}}}", "model.merges: is missing"},
         {HEAD "\"vocab\": {\"a\": 0, \"b\": 0}, \"merges\": []}}", "two tokens have id 0"},
         {HEAD "\"vocab\": {\"a\": -1}, \"merges\": []}}", "model.vocab[0]"},
         {HEAD "\"vocab\": {\"a\": 99999999}, \"merges\": []}}", "model.vocab"},

@@ -140,6 +140,8 @@ static tm_status load_bpe(loader *l, const json_t *model)
 {
     tm_bpe *b = &l->t->bpe;
     const char *unk = NULL;
+    if (!l->f.has_merges) /* every text would fall into letters */
+        return TM_FAIL(l->err, TM_STATUS_DATA, "model.merges: is missing");
     TM_TRY(refuse_if_set(model, "dropout", l->err));
     TM_TRY(refuse_if_set(model, "continuing_subword_prefix", l->err));
     TM_TRY(refuse_if_set(model, "end_of_word_suffix", l->err));

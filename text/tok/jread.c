@@ -227,6 +227,8 @@ static int begin_part(reader *r, part p, bool array)
         r->file->vocab_is_array = array;
     else if (!array)
         return fail(r, TM_STATUS_DATA, "model.merges: expected an array, got an object", SIZE_MAX);
+    else
+        r->file->has_merges = true;
     return 1;
 }
 

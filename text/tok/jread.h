@@ -33,6 +33,7 @@ typedef struct tm_tokenizer_file {
     bool vocab_is_array; /* Unigram: [[text, score], ...] */
     tm_merge_entry *merges;
     size_t merges_n, merges_cap;
+    bool has_merges; /* the key is there, though it may be empty */
 } tm_tokenizer_file;
 
 tm_status tm_tokenizer_file_read(tm_tokenizer_file *out, const char *data, size_t len, tm_err *err);
