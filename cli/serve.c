@@ -16,10 +16,13 @@
 #include "cli/launch.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/file.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "net/rpc/rpc.h"
 #include "proto/worker.pb-c.h"
+#include "text/template.h"
+#include "text/tokenizer.h"
 
 typedef struct serve_opts {
     const char *host, *name, *api_key_file, *dtype, *device, *collectives, *log_level,
@@ -152,6 +155,22 @@ static tm_status start_group(serve *s, tm_err *err)
     TM_TRY(add_str(&l, "--served-model-name", o->name, err));
     TM_TRY(add_str(&l, "--log-level", o->log_level, err));
     return tm_launch_spawn(&l, &s->group, err);
+}
+
+/* The router would say what is wrong with these files only in its log, and answer 503 for ever. */
+static tm_status check_text(const serve *s, tm_err *err)
+{
+    tm_tokenizer *t;
+    tm_template *c = NULL;
+    if (!tm_dir_exists(s->model))
+        return TM_OK; /* the group says so */
+    TM_TRY(tm_tokenizer_load(&t, s->model, err));
+    tm_status st = tm_template_load(&c, s->model, s->o->chat_template, t, err);
+    if (st == TM_STATUS_NOT_FOUND) /* a base model: completions work */
+        st = TM_OK;
+    tm_template_destroy(c);
+    tm_tokenizer_destroy(t);
+    return st;
 }
 
 static tm_status start_router(serve *s, tm_err *err)
@@ -356,6 +375,8 @@ int tm_cmd_serve(int argc, char **argv)
     sigprocmask(SIG_BLOCK, &set, NULL);
     int sigfd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     serve s = {.o = &o, .model = model, .backoff_ms = 1000, .window_start_ms = tm_clock_ms()};
+    if (check_text(&s, &err) != TM_OK)
+        return tm_cmd_fail("serve", &err);
     s.group_port = tm_launch_free_port(0);
     fprintf(stderr, "starting the worker group: %s, %lld rank%s\n", model, (long long)o.tp,
             o.tp == 1 ? "" : "s");

@@ -384,13 +384,31 @@ static bool check_lengths(tm_prep *p)
     return true;
 }
 
+/* A tokenizer may have tokens that were added without an embedding for them. */
+static bool check_vocabulary(tm_prep *p)
+{
+    const tm_served *s = p->served;
+    for (int i = 0; tm_tokenizer_vocab(s->tokenizer) > s->vocab && i < p->prompt_count; i++)
+        for (size_t k = 0; k < p->prompts[i].len; k++) {
+            int32_t id = p->prompts[i].ids[k];
+            if (id < s->vocab)
+                continue;
+            const char *param = p->params.messages ? "messages" : "prompt";
+            return tm_api_fail(&p->error, TM_API_INVALID_VALUE, param,
+                               "The tokenizer makes token %d of '%s', which the model's vocabulary "
+                               "of %d tokens does not have.",
+                               (int)id, param, (int)s->vocab);
+        }
+    return true;
+}
+
 void tm_prep_work(tm_prep *p)
 {
     int64_t start_ns = tm_clock_ns();
     bool chat = p->kind == TM_PREP_CHAT || (p->kind == TM_PREP_TOKENIZE && p->params.messages);
     p->ok = chat ? prepare_chat(p) : prepare_completion(p);
     if (p->ok && p->kind != TM_PREP_TOKENIZE)
-        p->ok = check_lengths(p);
+        p->ok = check_lengths(p) && check_vocabulary(p);
     if (!p->ok)
         free_prompts(p);
     p->work_ns = tm_clock_ns() - start_ns;

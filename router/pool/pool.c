@@ -220,13 +220,17 @@ void tm_pool_on_closed(tm_pool *p, uint64_t link_id, const char *why)
     tm_pool_settle(p);
 }
 
+/* The groups know better than config.json, whose context is that before a scaled rope and before --session-len, and
+ * whose vocabulary may be smaller than the embedding. */
 static void adopt_limits(tm_served *s, const tm_model *m)
 {
-    int32_t widest = 0;
-    for (int i = 0; i < m->group_count; i++)
+    int32_t widest = 0, vocab = 0;
+    for (int i = 0; i < m->group_count; i++) {
         widest = TM_MAX(widest, m->groups[i]->max_context);
-    if (widest > 0 && (s->max_context <= 0 || widest < s->max_context))
-        s->max_context = widest;
+        vocab = TM_MAX(vocab, m->groups[i]->vocab);
+    }
+    s->max_context = widest > 0 ? widest : s->max_context;
+    s->vocab = vocab > 0 ? vocab : s->vocab;
 }
 
 void tm_pool_on_served(tm_pool *p, const char *model, const char *digest, tm_served *served)

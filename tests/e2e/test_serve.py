@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -92,3 +93,32 @@ def test_refuses_to_listen_openly_without_keys():
     p = subprocess.run([os.path.join(BIN, "turbomesh"), "serve", MODEL, "--host", "0.0.0.0", "--port", str(free_port())],
                        capture_output=True, text=True, timeout=60 * SLOW)
     assert p.returncode != 0 and "key" in p.stderr, p.stderr
+
+
+def copy_of_the_demo(folder, config=None, **tokenizer_config):
+    for f in os.listdir(MODEL):
+        if os.path.isfile(os.path.join(MODEL, f)):
+            shutil.copy(os.path.join(MODEL, f), folder)
+    for name, change in (("config.json", config or {}), ("tokenizer_config.json", tokenizer_config)):
+        d = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**d, **change}))
+
+
+def test_text_files_that_cannot_serve_are_refused(tmp_path):
+    def refused(*args):
+        p = subprocess.run([os.path.join(BIN, "turbomesh"), "serve", str(tmp_path), "--port", str(free_port()), *args],
+                           capture_output=True, text=True, timeout=60 * SLOW)
+        assert p.returncode == 78 and len(p.stderr.splitlines()) == 1, p.stderr
+        return p.stderr
+    copy_of_the_demo(tmp_path, chat_template="{% if %}")
+    assert "tokenizer_config.json: line 1: expected an expression" in refused()
+    assert "'chatmlx' is neither a file, nor template text, nor one of" in refused("--chat-template", "chatmlx")
+    os.remove(tmp_path / "tokenizer.json")
+    assert "the model has no tokenizer file" in refused()
+
+
+def test_context_of_a_scaled_rope_is_offered(tmp_path):
+    copy_of_the_demo(tmp_path, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}})
+    with Serve(model=tmp_path) as s:
+        with urllib.request.urlopen(f"http://127.0.0.1:{s.port}/v1/models", timeout=30 * SLOW) as r:
+            assert json.load(r)["data"][0]["max_model_len"] == 8192

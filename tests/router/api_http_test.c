@@ -434,6 +434,25 @@ static void context_length(void **state)
     assert_int_equal(fake.gen_count, 0);
 }
 
+/* A tokenizer with more tokens than the model has rows. */
+static void beyond_the_vocabulary(void **state)
+{
+    (void)state;
+    answer a;
+    int32_t vocab = fake_served->vocab;
+    fake_served->vocab = 300;
+    fake_answer("ok", true);
+    rig_post(&g_rig, &a, COMPLETIONS, "{\"model\":\"demo\",\"prompt\":\"Hello, world\"}");
+    assert_error(&a, 400, "invalid_request_error", "invalid_value", "prompt");
+    assert_non_null(strstr(str_at(answer_json(&a), "error.message"), "vocabulary of 300 tokens"));
+    answer_free(&a);
+    assert_int_equal(fake.gen_count, 0);
+    rig_post(&g_rig, &a, COMPLETIONS, "{\"model\":\"demo\",\"prompt\":\"a\"}");
+    assert_int_equal(a.status, 200);
+    answer_free(&a);
+    fake_served->vocab = vocab;
+}
+
 static void sizes(void **state)
 {
     (void)state;
@@ -639,6 +658,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(bad_bodies, start, stop),
         cmocka_unit_test_setup_teardown(mutated_bodies, start, stop),
         cmocka_unit_test_setup_teardown(context_length, start, stop),
+        cmocka_unit_test_setup_teardown(beyond_the_vocabulary, start, stop),
         cmocka_unit_test_setup_teardown(sizes, start, stop),
         cmocka_unit_test_setup_teardown(routes, start, stop),
         cmocka_unit_test_setup_teardown(dispatch_refusals, start, stop),
