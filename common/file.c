@@ -113,6 +113,24 @@ bool tm_file_read_at(int fd, void *dst, size_t n, size_t at, size_t *got)
     return true;
 }
 
+const char *tm_file_disguise(const void *data, size_t len)
+{
+    static const struct {
+        const char *begin, *is;
+    } kinds[] = {
+        {"version https://git-lfs.", "it is a Git LFS pointer in place of the file; `git lfs pull` "
+                                     "fetches the file"},
+        {"\xEF\xBB\xBF", "it begins with a byte order mark, which UTF-8 files must not have"},
+        {"\xFF\xFE", "it is UTF-16, not UTF-8"},
+        {"\xFE\xFF", "it is UTF-16, not UTF-8"},
+    };
+    for (size_t i = 0; i < TM_ARRAY_LEN(kinds); i++)
+        if (len >= strlen(kinds[i].begin) &&
+            memcmp(data, kinds[i].begin, strlen(kinds[i].begin)) == 0)
+            return kinds[i].is;
+    return NULL;
+}
+
 bool tm_file_exists(const char *path)
 {
     struct stat sb;

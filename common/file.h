@@ -11,6 +11,9 @@
  * NOT_FOUND when absent, TOO_LARGE over max, IO otherwise. The message names the path. */
 tm_status tm_file_read(const char *path, size_t max, char **data, size_t *len, tm_err *err);
 bool tm_file_exists(const char *path);
+/* What a file that does not parse is instead, where that shows: a sentence about "it" for the message. NULL: nothing
+ * special. */
+const char *tm_file_disguise(const void *data, size_t len);
 bool tm_dir_exists(const char *path);
 /* dir + "/" + name into out; false when it does not fit. */
 bool tm_path_join(char *out, size_t size, const char *dir, const char *name);

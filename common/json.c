@@ -103,6 +103,9 @@ static size_t widen_integers(const char *data, size_t len, char *out)
 
 static tm_status parse_file(const char *data, size_t len, json_t **out, tm_err *err)
 {
+    const char *disguise = tm_file_disguise(data, len);
+    if (disguise)
+        return TM_FAIL(err, TM_STATUS_INVALID, "not valid JSON: %s", disguise);
     char *wide = malloc(len + len / 2 + 1);
     if (!wide)
         return TM_FAIL(err, TM_STATUS_NO_MEMORY, "out of memory while reading JSON");

@@ -14,6 +14,7 @@
 
 #include "common/buf.h"
 #include "common/check.h"
+#include "common/file.h"
 #include "common/json.h"
 
 static const struct {
@@ -221,6 +222,8 @@ tm_status tm_st_parse(tm_st_list *out, const unsigned char *data, size_t len, co
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--)
         header = header << 8 | data[i];
+    if (header > TM_ST_HEADER_MAX && tm_file_disguise(data, len))
+        return REFUSE(&p, "no safetensors file: %s", tm_file_disguise(data, len));
     if (header > TM_ST_HEADER_MAX)
         return REFUSE(&p, "header length is %llu, at most %zu is read (not a safetensors file?)",
                       (unsigned long long)header, TM_ST_HEADER_MAX);

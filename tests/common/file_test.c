@@ -113,6 +113,18 @@ static void maps(void **state)
     tm_map_close(&m);
 }
 
+static void what_a_file_is_instead(void **state)
+{
+    (void)state;
+    static const char lfs[] = "version https://git-lfs.github.com/spec/v1\noid sha256:00\n";
+    assert_non_null(strstr(tm_file_disguise(lfs, strlen(lfs)), "Git LFS pointer"));
+    assert_non_null(strstr(tm_file_disguise("\xEF\xBB\xBF{}", 5), "byte order mark"));
+    assert_non_null(strstr(tm_file_disguise("\xFF\xFE{\0", 4), "UTF-16"));
+    assert_null(tm_file_disguise("\xEF\xBB", 2));
+    assert_null(tm_file_disguise("{}", 2));
+    assert_null(tm_file_disguise("", 0));
+}
+
 static void names_and_existence(void **state)
 {
     (void)state;
@@ -135,7 +147,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_whole_files),       cmocka_unit_test(reads_files_without_a_size),
         cmocka_unit_test(refuses_what_is_no_file), cmocka_unit_test(maps),
-        cmocka_unit_test(names_and_existence),
+        cmocka_unit_test(names_and_existence),     cmocka_unit_test(what_a_file_is_instead),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -426,6 +426,7 @@ static void test_refused(void **state)
     } rows[] = {
         {"", "tokenizer.json: not JSON"},
         {"{\"model\": ", "tokenizer.json: not JSON"},
+        {"\xEF\xBB\xBF{}", "not JSON: it begins with a byte order mark"},
         {"[]", "expected an object"},
         {"{}", "\"model\""},
         {HEAD VOCAB "\"merges\": [\"a b\"]}} x", "not JSON"},

@@ -9,6 +9,7 @@
 #include <yajl/yajl_parse.h>
 
 #include "common/check.h"
+#include "common/file.h"
 #include "common/json.h"
 #include "text/tok/vocab.h"
 
@@ -342,6 +343,9 @@ static tm_status report(reader *r, yajl_handle h, const char *data, size_t len)
 {
     if (r->status != TM_OK)
         return r->status;
+    const char *disguise = tm_file_disguise(data, len);
+    if (disguise)
+        return TM_FAIL(r->err, TM_STATUS_DATA, "not JSON: %s", disguise);
     size_t at = yajl_get_bytes_consumed(h), line = 1;
     for (size_t i = 0; i < at && i < len; i++)
         line += data[i] == '\n';

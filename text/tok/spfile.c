@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/file.h"
 #include "text/tok/vocab.h"
 
 typedef struct reader {
@@ -177,6 +178,9 @@ static tm_status read_model(tm_sp_file *out, reader r, tm_err *err)
         else if (f.number == 3)
             good = read_normalizer(f.bytes, out);
     }
+    const char *disguise = tm_file_disguise(begin, (size_t)(r.end - begin));
+    if (disguise)
+        return TM_FAIL(err, TM_STATUS_DATA, "not a SentencePiece model: %s", disguise);
     return TM_FAIL(err, TM_STATUS_DATA, "not a SentencePiece model: bad protobuf near byte %zu",
                    (size_t)(r.at - begin));
 }
