@@ -20,10 +20,17 @@
 
 #define PREFIX_MAX 256
 
+/* Editors write a byte order mark; no template means it. */
+static size_t mark_length(const char *text, size_t len)
+{
+    return len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
+
 static tm_status compile(tm_jinja **out, const char *text, size_t len, const char *where,
                          tm_err *err)
 {
-    tm_status st = tm_jinja_compile(out, text, len, err);
+    size_t mark = mark_length(text, len);
+    tm_status st = tm_jinja_compile(out, text + mark, len - mark, err);
     if (st != TM_OK)
         tm_err_prefix(err, "%s", where);
     return st;
@@ -107,14 +114,14 @@ static tm_status take_model(tm_template *t, const tm_text_file *files, int count
 /* Template text in either language; *is tells that it was one. */
 static tm_status take_source(tm_template *t, const char *text, size_t len, bool *is, tm_err *err)
 {
-    size_t at = 0;
+    size_t mark = mark_length(text, len), at = mark;
     while (at < len && isspace((unsigned char)text[at]))
         at++;
     *is = true;
     if (memmem(text, len, "{%", 2) || memmem(text, len, "{{", 2) || memmem(text, len, "{#", 2))
         return compile(&t->plain, text, len, "chat template", err);
     if (at < len && text[at] == '{')
-        return tm_chat_format_read(t, text, len, err);
+        return tm_chat_format_read(t, text + mark, len - mark, err);
     *is = false;
     return TM_OK;
 }

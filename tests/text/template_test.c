@@ -367,6 +367,21 @@ static void test_places(void **state)
     drop(&m);
 }
 
+/* Editors write a byte order mark; no prompt begins with one. */
+static void test_byte_order_mark(void **state)
+{
+    (void)state;
+    model m = make(NULL, "\xEF\xBB\xBFJ{{ messages[0].content }}", NULL);
+    expect(&m, ONE, "", "J[a]");
+    drop(&m);
+    m = make(NULL, NULL, "\xEF\xBB\xBF{{ messages[0].content }}");
+    expect(&m, ONE, "", "[a]");
+    drop(&m);
+    m = make(NULL, NULL, "\xEF\xBB\xBF{\"model_name\":\"x\",\"user\":\"U:\"}");
+    expect(&m, ONE, "", "<s>U:[a]");
+    drop(&m);
+}
+
 /* Special tokens have the names that the config gives them; variables of the request do not replace the
  * conversation. */
 static void test_variables(void **state)
@@ -746,10 +761,11 @@ int main(void)
         cmocka_unit_test(test_recorded),        cmocka_unit_test(test_demo),
         cmocka_unit_test(test_places),          cmocka_unit_test(test_named_list),
         cmocka_unit_test(test_variables),       cmocka_unit_test(test_injection),
-        cmocka_unit_test(test_refused_sources), cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_format_tools),    cmocka_unit_test(test_paths),
-        cmocka_unit_test(test_percent),         cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_source_bounds),   cmocka_unit_test(test_long_input),
+        cmocka_unit_test(test_byte_order_mark), cmocka_unit_test(test_refused_sources),
+        cmocka_unit_test(test_formats),         cmocka_unit_test(test_format_tools),
+        cmocka_unit_test(test_paths),           cmocka_unit_test(test_percent),
+        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_source_bounds),
+        cmocka_unit_test(test_long_input),
     };
     return cmocka_run_group_tests_name("template", tests, NULL, NULL);
 }
