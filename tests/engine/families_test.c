@@ -365,7 +365,7 @@ int main(int argc, char **argv)
     (void)argc;
     (void)argv;
     const char *s = getenv("TM_SEED");
-    setenv("TM_EMU_SHARE", "1", 1); /* ranks of the emulator read each other's memory */
+    setenv("TM_EMU_SHARE", "1", 0); /* ranks of the emulator read each other's memory */
     g_seed = s ? strtoull(s, NULL, 10) : (uint64_t)tm_clock_ns();
     printf("seed %llu (TM_SEED repeats it)\n", (unsigned long long)g_seed);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_families)};

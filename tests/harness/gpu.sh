@@ -31,10 +31,11 @@ perplexity() {
         awk '{ print "perplexity " $1; exit !($1 > 34.096 && $1 < 34.302) }'
 }
 
-for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test model_test; do
+for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test model_test \
+    engine_device_test; do
     part 180 "$t" "$TESTS/$t"
 done
-TM_FAMILIES_CUDA=only part 180 families_test "$TESTS/families_test"
+TM_FAMILIES_CUDA=only part 300 "families_test, one GPU and two" "$TESTS/families_test"
 echo "== perplexity"
 perplexity || { echo "== perplexity: failed"; failed=$((failed + 1)); }
 for ranks in 2 4; do
