@@ -1,5 +1,6 @@
 # tm_test(name SOURCES a.c ... LIBS tm_common ... [TIMEOUT s] [LABELS unit]): one cmocka program, one ctest entry.
 # It runs in the source root, prints its seed, and may read TM_SHARED (the full test data; may be absent).
+set(TM_RANK_JOB ${CMAKE_SOURCE_DIR}/tests/harness/rank_job.c) # for programs that start themselves under mpirun
 set(TM_SHARED_DIR ${CMAKE_SOURCE_DIR}/../shared CACHE PATH "full test data, optional")
 function(tm_test name)
   if(NOT CMOCKA_FOUND)

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -23,6 +22,7 @@
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/convert.h"
 #include "parallel/comm.h"
+#include "tests/harness/rank_job.h"
 
 #define NO_DEVICE 77 /* exit code of a rank that has none */
 #define GATHER    ((size_t)4 << 20)
@@ -568,20 +568,9 @@ static int rank_main(const char *mode, int repeat)
 
 static int group(const char *mode, int limit_s)
 {
-    char exe[512], cmd[1400];
-    const char *ranks = getenv("TM_RANKS"), *mpirun = getenv("TM_MPIRUN");
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    assert_true(len > 0);
-    exe[len] = '\0';
-    snprintf(cmd, sizeof(cmd),
-             "ASAN_OPTIONS=detect_leaks=0 timeout -k 2 %d %s -n %s --oversubscribe "
-             "--allow-run-as-root --bind-to none %s rank %s %llu 2>&1",
-             limit_s, mpirun ? mpirun : TM_MPIRUN, ranks ? ranks : "2", exe, mode,
-             (unsigned long long)g_seed);
-    fflush(stdout);
-    int rc = system(cmd);
-    assert_true(WIFEXITED(rc));
-    return WEXITSTATUS(rc);
+    const char *ranks = getenv("TM_RANKS");
+    return rank_job(TM_MPIRUN, NULL, ranks ? (int)strtol(ranks, NULL, 10) : 2, limit_s,
+                    "rank %s %llu", mode, (unsigned long long)g_seed);
 }
 
 static void check_group(const char *mode)

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,6 +21,7 @@
 #include "common/file.h"
 #include "engine/sample/sampler.h"
 #include "tests/engine/model_run.h"
+#include "tests/harness/rank_job.h"
 
 #define DEMO      "models/demo-20m"
 #define DIRS_MAX  128
@@ -361,28 +361,18 @@ static void write_list(char *path)
 /* What a group of tp ranks wrote; NULL: there are no devices. */
 static char *run_group(int tp, const char *collectives, size_t *bytes)
 {
-    char exe[512], cmd[2400], out[] = "/tmp/tm-device-model-XXXXXX";
-    char list[] = "/tmp/tm-device-model-list-XXXXXX", *data = NULL;
-    const char *mpirun = getenv("TM_MPIRUN");
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    assert_true(len > 0);
-    exe[len] = '\0';
+    char out[] = "/tmp/tm-device-model-XXXXXX", list[] = "/tmp/tm-device-model-list-XXXXXX";
+    char *data = NULL;
     int fd = mkstemp(out);
     assert_true(fd >= 0);
     close(fd);
     write_list(list);
-    snprintf(cmd, sizeof(cmd),
-             "ASAN_OPTIONS=detect_leaks=0 timeout -k 2 300 %s -n %d --oversubscribe "
-             "--allow-run-as-root --bind-to none %s rank %d %s %s %s",
-             mpirun ? mpirun : TM_MPIRUN, tp, exe, tp, collectives, out, list);
-    fflush(stdout);
-    int rc = system(cmd);
+    int rc = rank_job(TM_MPIRUN, NULL, tp, 300, "rank %d %s %s %s", tp, collectives, out, list);
     unlink(list);
-    assert_true(WIFEXITED(rc));
-    if (WEXITSTATUS(rc) == 0)
+    if (rc == 0)
         assert_int_equal(tm_file_read(out, 256 << 20, &data, bytes, NULL), TM_OK);
     unlink(out);
-    assert_true(WEXITSTATUS(rc) == 0 || WEXITSTATUS(rc) == NO_DEVICE);
+    assert_true(rc == 0 || rc == NO_DEVICE);
     return data;
 }
 

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -21,6 +20,7 @@
 #include "common/file.h"
 #include "tests/engine/drive.h"
 #include "tests/engine/rng.h"
+#include "tests/harness/rank_job.h"
 
 #define NO_DEVICE  77
 #define CROWD_MAX  10
@@ -251,23 +251,12 @@ static int rank_main(int tp)
 
 static void run_group(int tp)
 {
-    char exe[512], cmd[1200];
-    const char *mpirun = getenv("TM_MPIRUN");
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    assert_true(len > 0);
-    exe[len] = '\0';
-    snprintf(cmd, sizeof(cmd),
-             "ASAN_OPTIONS=detect_leaks=0 timeout -k 2 500 %s -n %d --oversubscribe "
-             "--allow-run-as-root --bind-to none %s rank %d",
-             mpirun ? mpirun : TM_MPIRUN, tp, exe, tp);
-    fflush(stdout);
-    int rc = system(cmd);
-    assert_true(WIFEXITED(rc));
-    if (WEXITSTATUS(rc) == NO_DEVICE) {
+    int rc = rank_job(TM_MPIRUN, NULL, tp, 500, "rank %d", tp);
+    if (rc == NO_DEVICE) {
         printf("skipped: no device for each of %d ranks\n", tp);
         return;
     }
-    assert_int_equal(WEXITSTATUS(rc), 0);
+    assert_int_equal(rc, 0);
 }
 
 static void test_one_rank(void **state)

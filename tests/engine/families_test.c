@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -21,6 +20,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "tests/engine/golden_run.h"
+#include "tests/harness/rank_job.h"
 
 #define FAMILIES_MAX 128
 #define SESSION_LEN  256
@@ -280,22 +280,13 @@ static void read_two(const char *path)
 
 static void run_two(void)
 {
-    char exe[512], cmd[2000], out[] = "/tmp/tm-families-test-XXXXXX";
-    const char *mpirun = getenv("TM_MPIRUN");
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    assert_true(len > 0);
-    exe[len] = '\0';
+    char out[] = "/tmp/tm-families-test-XXXXXX";
     int fd = mkstemp(out);
     assert_true(fd >= 0);
     close(fd);
-    snprintf(cmd, sizeof(cmd),
-             "ASAN_OPTIONS=detect_leaks=0 timeout -k 5 900 %s -n 2 --oversubscribe "
-             "--allow-run-as-root --bind-to none %s rank %llu %s %d %d",
-             mpirun ? mpirun : TM_MPIRUN, exe, (unsigned long long)g_seed, out, g_first_mode,
-             g_two_end);
-    int rc = system(cmd);
-    assert_true(WIFEXITED(rc));
-    assert_int_equal(WEXITSTATUS(rc), 0);
+    assert_int_equal(rank_job(TM_MPIRUN, NULL, 2, 900, "rank %llu %s %d %d",
+                              (unsigned long long)g_seed, out, g_first_mode, g_two_end),
+                     0);
     read_two(out);
     unlink(out);
 }

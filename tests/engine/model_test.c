@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -17,6 +16,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "tests/engine/model_run.h"
+#include "tests/harness/rank_job.h"
 
 #define DEMO "models/demo-20m"
 
@@ -284,24 +284,12 @@ static int rank_main(const char *dir, const char *dtype, int tp, const char *out
 
 static float *ranks_logits(const char *dir, const char *dtype, int tp, size_t *n)
 {
-    char exe[512], cmd[3000], out[] = "/tmp/tm-model-test-XXXXXX";
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    assert_true(len > 0);
-    exe[len] = '\0';
+    char out[] = "/tmp/tm-model-test-XXXXXX";
     int fd = mkstemp(out);
     assert_true(fd >= 0);
     close(fd);
-    if (tp > 1)
-        snprintf(cmd, sizeof(cmd),
-                 "ASAN_OPTIONS=detect_leaks=0 timeout -k 5 120 %s -n %d --oversubscribe "
-                 "--allow-run-as-root --bind-to none %s "
-                 "rank %s %s %d %s",
-                 TM_MPIRUN, tp, exe, dir, dtype, tp, out);
-    else
-        snprintf(cmd, sizeof(cmd), "timeout 120 %s rank %s %s 1 %s", exe, dir, dtype, out);
-    int rc = system(cmd);
-    assert_true(WIFEXITED(rc));
-    assert_int_equal(WEXITSTATUS(rc), 0);
+    assert_int_equal(rank_job(TM_MPIRUN, NULL, tp, 120, "rank %s %s %d %s", dir, dtype, tp, out),
+                     0);
     char *data = NULL;
     size_t bytes = 0;
     assert_int_equal(tm_file_read(out, 64 << 20, &data, &bytes, NULL), TM_OK);

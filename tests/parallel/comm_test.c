@@ -7,12 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <cmocka.h>
 
 #include "common/clock.h"
 #include "parallel/comm.h"
+#include "tests/harness/rank_job.h"
 
 static uint64_t g_seed;
 
@@ -53,32 +52,14 @@ static void test_bad_options(void **state)
 }
 
 #ifdef TM_MPIRUN
-static void program_dir(char *out, size_t size)
-{
-    ssize_t n = readlink("/proc/self/exe", out, size - 1);
-    assert_true(n > 0);
-    out[n] = '\0';
-    *strrchr(out, '/') = '\0';
-}
-
-/* Runs a group, returns mpirun's exit code; what the ranks print goes through. Leaks are not looked for in
- * the ranks: MPI itself has some. */
 static int group(const char *mode, const char *kind, int ranks, int tp, int64_t *ms)
 {
-    char dir[512], cmd[1400];
-    program_dir(dir, sizeof(dir));
-    snprintf(cmd, sizeof(cmd),
-             "ASAN_OPTIONS=detect_leaks=0 timeout -k 5 60 %s -n %d --oversubscribe "
-             "--allow-run-as-root --bind-to none "
-             "%s/comm_rank %s %s %d %llu 2>&1",
-             TM_MPIRUN, ranks, dir, mode, kind, tp, (unsigned long long)g_seed);
     int64_t t0 = tm_clock_ms();
-    fflush(stdout);
-    int rc = system(cmd);
+    int rc = rank_job(TM_MPIRUN, "comm_rank", ranks, 60, "%s %s %d %llu", mode, kind, tp,
+                      (unsigned long long)g_seed);
     if (ms)
         *ms = tm_clock_ms() - t0;
-    assert_true(WIFEXITED(rc));
-    return WEXITSTATUS(rc);
+    return rc;
 }
 
 static int leftovers(void)
