@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "cli/cmd.h"
-#include "common/buf.h"
 #include "common/check.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -233,13 +232,11 @@ static tm_status check_name(const char *option, const char *name, tm_err *err)
 {
     if (tm_chat_builtin_find(name))
         return TM_OK;
-    tm_buf b;
-    tm_buf_init(&b, 400);
-    tm_chat_builtin_list(&b);
-    tm_status st = TM_FAIL(err, TM_STATUS_INVALID, "%s: '%.60s' is not one of %.380s", option, name,
-                           b.data ? b.data : "");
-    tm_buf_deinit(&b);
-    return st;
+    char close[256];
+    tm_chat_builtin_closest(name, close, sizeof(close));
+    return TM_FAIL(err, TM_STATUS_INVALID,
+                   "%s: '%.60s' is not the name of a chat template; the closest ones are %s",
+                   option, name, close);
 }
 
 /* The name that was given, the template that the folder's name asks for, or the folder's name. */

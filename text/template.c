@@ -152,14 +152,12 @@ static tm_status take_override(tm_template *t, const char *override, tm_err *err
         return TM_OK;
     if (tm_file_exists(override))
         return take_file(t, override, err);
-    tm_buf names;
-    tm_buf_init(&names, 400);
-    tm_chat_builtin_list(&names);
-    tm_status st = TM_FAIL(err, TM_STATUS_CONFIG,
-                           "'%.60s' is neither a file, nor template text, nor one of %.380s",
-                           override, names.data ? names.data : "");
-    tm_buf_deinit(&names);
-    return st;
+    char close[256];
+    tm_chat_builtin_closest(override, close, sizeof(close));
+    return TM_FAIL(err, TM_STATUS_CONFIG,
+                   "'%.60s' is neither a file, nor template text, nor the name of a built-in "
+                   "template; the closest of those are %s",
+                   override, close);
 }
 
 /* ---- what the tokenizer tells --------------------------------------------------------------------------- */

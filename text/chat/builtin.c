@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/closest.h"
 #include "text/chat/chat.h"
 
 #define PATH_LEN 1024
@@ -242,12 +243,14 @@ const tm_chat_format *tm_chat_builtin_find(const char *name)
     return NULL;
 }
 
-void tm_chat_builtin_list(tm_buf *out)
+static const char *name_of(size_t i)
 {
-    for (size_t i = 0; i < TM_ARRAY_LEN(formats); i++) {
-        tm_buf_puts(out, i ? ", " : "");
-        tm_buf_puts(out, formats[i].name);
-    }
+    return formats[i].name;
+}
+
+void tm_chat_builtin_closest(const char *name, char *out, size_t size)
+{
+    tm_closest(name, name_of, TM_ARRAY_LEN(formats), out, size);
 }
 
 /* ---- names from paths ----------------------------------------------------------------------------------- */

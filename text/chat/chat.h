@@ -52,8 +52,8 @@ struct tm_template {
 const tm_chat_format *tm_chat_builtin_find(const char *name);
 /* The row for a model's path by LMDeploy's rules; NULL = none. Base models have none. */
 const tm_chat_format *tm_chat_builtin_match(const char *path);
-/* "chatml, vicuna, ..." */
-void tm_chat_builtin_list(tm_buf *out);
+/* "chatml, vicuna, qwen": the names closest to one that is none, for messages. */
+void tm_chat_builtin_closest(const char *name, char *out, size_t size);
 
 /* Reads LMDeploy's JSON form. Fields that are absent come from the row that model_name names. */
 tm_status tm_chat_format_read(tm_template *t, const char *data, size_t len, tm_err *err);
