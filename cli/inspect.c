@@ -176,11 +176,14 @@ static void say_text(facts *f, const tm_inspect *i, const text_side *t)
         snprintf(ids + at, sizeof(ids) - at, "%s%d", k ? ", " : "", (int)i->stop_ids[k]);
     }
     say(f, "stop ids", "%s", i->stop_count ? ids : "none");
-    if (!t->tokenizer)
+    if (!t->tokenizer) {
         say(f, "tokenizer", "none: %.180s", t->tokenizer_err.msg);
-    else
-        say(f, "template", "%.190s",
-            t->template ? tm_template_name(t->template) : t->template_err.msg);
+        return;
+    }
+    int tokens = (int)tm_tokenizer_vocab(t->tokenizer);
+    say(f, "tokenizer", "%d tokens%s", tokens,
+        tokens > i->arch.vocab ? ": the model has no rows for the last ones" : "");
+    say(f, "template", "%.190s", t->template ? tm_template_name(t->template) : t->template_err.msg);
 }
 
 static double gib(size_t bytes)

@@ -66,6 +66,17 @@ def test_inspect_without_the_embedding(tmp_path):
     assert run("inspect", str(tmp_path), "--json")[0] == 78
 
 
+def test_inspect_compares_the_vocabularies(tmp_path):
+    for f in glob.glob(os.path.join(MODEL, "*")):
+        if os.path.isfile(f):
+            shutil.copy(f, tmp_path)
+    assert "tokenizer            8192 tokens\n" in run("inspect", str(tmp_path))[1]
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"id": 8192, "content": "<pad>", "special": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "8193 tokens: the model has no rows for the last ones" in run("inspect", str(tmp_path))[1]
+
+
 def test_inspect_refusals(tmp_path):
     assert run("inspect", "/no/such/model")[0] == 78
     rc, _, err = run("inspect", str(tmp_path))
