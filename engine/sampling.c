@@ -4,6 +4,7 @@
  * first, because drawing may change it. */
 #include <string.h>
 
+#include "common/log.h"
 #include "engine/engine_impl.h"
 
 static void add_tops(tm_events *ev, size_t at, const tm_logprobs *lp)
@@ -142,7 +143,11 @@ void tm_engine_sample(tm_engine *e, const tm_step *step, bool picks)
         if (!step->seqs[i].seq) /* it has left meanwhile */
             continue;
         e->failures[i] = sample_seq(e, &step->seqs[i], picks, &e->sampled[i]);
-        if (e->failures[i] != TM_OK)
-            e->sampled[i] = TM_SAMPLED_FAILED;
+        if (e->failures[i] == TM_OK)
+            continue;
+        e->sampled[i] = TM_SAMPLED_FAILED;
+        if (e->failures[i] == TM_STATUS_INTERNAL)
+            tm_log(TM_LOG_ERROR, "logits",
+                   "a request ends: the model's logits are not finite (broken weights?)");
     }
 }
