@@ -19,6 +19,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/model_dir.h"
 #include "net/rpc/rpc.h"
 #include "proto/worker.pb-c.h"
 #include "text/template.h"
@@ -162,8 +163,10 @@ static tm_status check_text(const serve *s, tm_err *err)
 {
     tm_tokenizer *t;
     tm_template *c = NULL;
-    if (!tm_dir_exists(s->model))
-        return TM_OK; /* the group says so */
+    char config[4096];
+    if (!tm_path_join(config, sizeof config, s->model, "config.json") ||
+        (!tm_file_exists(config) && !tm_model_is_workspace(s->model)))
+        return TM_OK; /* no model at all: the group says so */
     TM_TRY(tm_tokenizer_load(&t, s->model, err));
     tm_status st = tm_template_load(&c, s->model, s->o->chat_template, t, err);
     if (st == TM_STATUS_NOT_FOUND) /* a base model: completions work */

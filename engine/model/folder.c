@@ -66,6 +66,8 @@ static tm_status open_workspace(tm_folder *f, tm_arch *arch, tm_err *err)
 tm_status tm_folder_open(tm_folder *f, const char *dir, tm_arch *arch, tm_err *err)
 {
     *f = (tm_folder){.config = NULL};
+    if (dir && tm_file_exists(dir))
+        return TM_FAIL(err, TM_STATUS_NOT_FOUND, "%s is a file, not a model's folder", dir);
     if (!dir || !tm_dir_exists(dir))
         return TM_FAIL(err, TM_STATUS_NOT_FOUND, "model folder %s does not exist", dir ? dir : "?");
     int n = snprintf(f->dir, sizeof(f->dir), "%s", dir);
@@ -76,10 +78,14 @@ tm_status tm_folder_open(tm_folder *f, const char *dir, tm_arch *arch, tm_err *e
     if (tm_model_is_workspace(dir))
         return open_workspace(f, arch, err);
     TM_TRY(load_config(f, arch, err));
-    if (!f->config)
-        return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder",
-                       dir);
-    return TM_OK;
+    if (f->config)
+        return TM_OK;
+    char hub
+        [4096 +
+         16]; /* where the Hugging Face cache keeps a model; its files are one folder further down */
+    bool cached = tm_path_join(hub, sizeof(hub), dir, "snapshots") && tm_dir_exists(hub);
+    return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder%s",
+                   dir, cached ? "; the model is in a folder under snapshots" : "");
 }
 
 void tm_folder_close(tm_folder *f)

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -525,8 +526,15 @@ static void test_folders(void **state)
     tm_err err = TM_ERR_INIT;
     assert_int_equal(open_model("/no/such/folder", "auto", &err), TM_STATUS_NOT_FOUND);
     assert_non_null(strstr(err.msg, "/no/such/folder"));
+    assert_int_equal(open_model("/proc/version", "auto", &err), TM_STATUS_NOT_FOUND);
+    assert_non_null(strstr(err.msg, "/proc/version is a file"));
     clear_dir();
     expect_refused("no config.json");
+    char snapshots[512];
+    assert_true(tm_path_join(snapshots, sizeof(snapshots), g_dir, "snapshots"));
+    assert_int_equal(mkdir(snapshots, 0700), 0);
+    expect_refused("the model is in a folder under snapshots");
+    assert_int_equal(rmdir(snapshots), 0);
     write_text("config.json", "{");
     expect_refused("config.json");
     write_text("config.json", "{" BASE ",\"num_hidden_layers\":1,\"num_attention_heads\":null}");
