@@ -5,10 +5,12 @@
 #include "common/check.h"
 #include "tests/engine/op_cuda.h"
 
-/* Rounding alone costs up to 2^-p of a value with p significant bits: its mean square is 2^-2p / 3. */
-static double rounding(void)
+/* Rounding alone costs up to 2^-p of a value with p significant bits: its mean square is 2^-2p / 3. A few values may all
+ * come near the worst. */
+static double rounding(size_t n)
 {
-    return gpu_dtype == TM_DTYPE_F16 ? 0x1p-22 / 3 : 0x1p-16 / 3;
+    double worst = gpu_dtype == TM_DTYPE_F16 ? 0x1p-22 : 0x1p-16;
+    return n < 1000 ? 1.01 * worst : worst / 3;
 }
 
 typedef struct norm_shape {
@@ -61,7 +63,7 @@ static void norm_one(const norm_shape *s)
     assert_memory_equal(residual, xf, n * sizeof *xf);
     gpu_get(got, go, n);
     if (!s->no_out)
-        op_check(op_nmse(got, want, n), rounding(), "norm cuda T=%d h=%d", s->tokens, s->h);
+        op_check(op_nmse(got, want, n), rounding(n), "norm cuda T=%d h=%d", s->tokens, s->h);
     void *all[] = {gx, gd, go, gw, gb};
     for (size_t i = 0; i < TM_ARRAY_LEN(all); i++)
         gpu_free(all[i]);
