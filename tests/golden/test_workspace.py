@@ -234,8 +234,8 @@ def test_old_command_line(tmp_path):
     rc, out, err = run("convert", "internlm-chat", MODEL, "--dst_path", tmp_path / "w", "--model_format", "hf", "--tp", 1)
     assert rc == 0 and "internlm-chat" in out and MODEL in out, err
     assert "model_name: 'internlm-chat'" in (tmp_path / "w" / W / "config.yaml").read_text()
-    rc, _, err = run("convert", "no-such-name", MODEL, "--dst-path", tmp_path / "x")
-    assert rc == 2 and "no-such-name" in err and "internlm" in err
+    rc, _, err = run("convert", "internlm-chta", MODEL, "--dst-path", tmp_path / "x")
+    assert rc == 2 and "'internlm-chta'" in err and "internlm-chat," in err
     for flags in (["--model-format", "awq"], ["--quant-path", "x"], ["--model-format", "llama"]):
         rc, _, err = run("convert", MODEL, "--dst-path", tmp_path / "x", *flags)
         assert rc == 78 or rc == 1 and err.count("\n") == 1, (rc, err)
