@@ -80,9 +80,8 @@ tm_status tm_folder_open(tm_folder *f, const char *dir, tm_arch *arch, tm_err *e
     TM_TRY(load_config(f, arch, err));
     if (f->config)
         return TM_OK;
-    char hub
-        [4096 +
-         16]; /* where the Hugging Face cache keeps a model; its files are one folder further down */
+    /* The Hugging Face cache keeps a model's files one folder further down. */
+    char hub[4096 + 16];
     bool cached = tm_path_join(hub, sizeof(hub), dir, "snapshots") && tm_dir_exists(hub);
     return TM_FAIL(err, TM_STATUS_CONFIG, "%s: no config.json: not a Hugging Face model folder%s",
                    dir, cached ? "; the model is in a folder under snapshots" : "");
