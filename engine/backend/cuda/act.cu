@@ -15,8 +15,8 @@ constexpr int THREADS = 256;
 
 template <typename T, int V> __global__ void __launch_bounds__(THREADS) act_kernel(tm_act_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const size_t packs = (size_t)(a.f / V), width = a.gated ? 2 * packs : packs;
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= packs * (size_t)a.n_tokens)

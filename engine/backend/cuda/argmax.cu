@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(THREADS)
     argmax_kernel(tm_argmax_args a, unsigned long long *keys, int *tickets)
 {
     SHARED(bool, last);
-    start_next();
     wait_previous();
+    start_next();
     const int row = blockIdx.y, each = (a.n + PARTS - 1) / PARTS;
     const float *x = a.x + (size_t)row * (a.ld ? a.ld : a.n);
     const int end = min((int)(blockIdx.x + 1) * each, a.n);
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(THREADS)
 /* 16 bytes a load, 8 loads under way a thread. */
 __global__ void __launch_bounds__(512) read_kernel(const uint4 *p, size_t n, float *out)
 {
-    start_next();
     wait_previous();
+    start_next();
     unsigned int sum = 0;
     const size_t stride = (size_t)gridDim.x * 512;
     size_t i = (size_t)blockIdx.x * 512 + threadIdx.x;

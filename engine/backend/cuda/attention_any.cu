@@ -385,8 +385,8 @@ template <typename T, int RUNS> __global__ void __launch_bounds__(THREADS, 1) an
 {
     DYNAMIC_SHARED(uint4, smem);
     SHARED(any_smem, sm);
-    start_next();
     wait_previous();
+    start_next();
     tile t;
     if (!find_rows(a, blockIdx.x, &t) || !find_part(a, blockIdx.z, &t))
         return;
@@ -407,8 +407,8 @@ template <typename T> __global__ void __launch_bounds__(MERGE_THREADS) merge_ker
 {
     SHARED(float[SPLITS_MAX], tops);
     SHARED(float[SPLITS_MAX], factor);
-    start_next();
     wait_previous();
+    start_next();
     tile t;
     const int row = blockIdx.z, i = threadIdx.x;
     if (!find_rows(a, blockIdx.x, &t) || row >= t.rows)

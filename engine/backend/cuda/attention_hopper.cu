@@ -413,7 +413,6 @@ __global__ void __launch_bounds__(THREADS, 1) hopper_kernel(const __grid_constan
     char *tiles = tiles_begin(smem);
     control *c = reinterpret_cast<control *>(tiles + geometry<D>::CONTROL);
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP, 0);
-    start_next();
     if (threadIdx.x == 0) {
         for (int s = 0; s < SLOTS; s++) {
             barrier_init(&c->q_full[s], 1), barrier_init(&c->q_empty[s], CONSUMERS);
@@ -426,6 +425,7 @@ __global__ void __launch_bounds__(THREADS, 1) hopper_kernel(const __grid_constan
     }
     __syncthreads();
     wait_previous();
+    start_next();
     if (group == 0) {
         give_registers<40>();
         fence_async();

@@ -244,8 +244,8 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(prefill_args a)
     DYNAMIC_SHARED(uint4, smem);
     constexpr int LD = geometry<D>::LD, MT = geometry<D>::MT;
     T *q = reinterpret_cast<T *>(smem), *k = q + geometry<D>::ROWS * LD, *v = k + KEYS * LD;
-    start_next();
     wait_previous();
+    start_next();
     tile t;
     if (!find_tile(a, geometry<D>::ROWS, blockIdx.y, &t))
         return;

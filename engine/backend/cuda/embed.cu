@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(THREADS)
     embed_kernel(T *out, const int32_t *ids, const int32_t *picked, const W *table, int rows, int h,
                  int v0, float scale)
 {
-    start_next();
     wait_previous();
+    start_next();
     int id = ids[blockIdx.x];
     if (id < 0 && picked)
         id = picked[-1 - id];
@@ -68,8 +68,8 @@ template <typename W>
 __global__ void __launch_bounds__(THREADS)
     gather_kernel(W *out, const W *x, const int32_t *rows, int words)
 {
-    start_next();
     wait_previous();
+    start_next();
     const W *from = x + (size_t)rows[blockIdx.x] * words;
     for (int i = threadIdx.x; i < words; i += THREADS)
         out[(size_t)blockIdx.x * words + i] = from[i];

@@ -25,8 +25,8 @@ dim3 blocks_for(size_t n)
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS) head_norm_kernel(tm_head_norm_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const size_t unit = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     if (unit >= (size_t)a.n_tokens * a.n_heads)
@@ -55,8 +55,8 @@ template <typename T, int V>
 __global__ void __launch_bounds__(THREADS)
     bound_kernel(T *x, size_t packs, float limit, bool smooth)
 {
-    start_next();
     wait_previous();
+    start_next();
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= packs)
         return;
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(THREADS)
 /* One thread per word; all counts and strides are in words. */
 template <typename W> __global__ void __launch_bounds__(THREADS) copy_kernel(tm_copy_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, row = (size_t)a.groups * a.cols;
     if (i >= row * a.n_tokens)
         return;

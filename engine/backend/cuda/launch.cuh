@@ -1,10 +1,12 @@
 /* Launching with programmatic dependent launch: a kernel may start while the one before it drains.
  *
- * Rule that makes this safe: every kernel started through launch_kernel calls wait_previous before it reads or
- * writes anything that an earlier kernel of the stream touches; before that it may only read weights, which
- * never change. A kernel is complete only when all its blocks are, and they have waited, so the order is kept
- * through any chain of kernels. Where the device cannot do this (sm_80) the attribute is left out and both
- * calls are empty. */
+ * Rules that make this safe. Every kernel started through launch_kernel calls wait_previous before it reads or
+ * writes anything that the kernel in front of it touches. A kernel is complete only when all its blocks are, and they
+ * have waited, so the order is kept through any chain of kernels. And it calls start_next only after that: so when a kernel
+ * begins, everything in front of the kernel in front of it is complete, and what only those wrote may be read before
+ * wait_previous. attention_decode.cu does so with the cache. norm.cu and peer.cu call start_next first, since products
+ * follow them, which read nothing but weights that early. Where the device cannot do this (sm_80) the attribute is left
+ * out and both calls are empty. */
 #ifndef TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 #define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 

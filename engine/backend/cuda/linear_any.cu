@@ -11,8 +11,8 @@ constexpr int THREADS = 256;
 __global__ void __launch_bounds__(THREADS)
     linear_kernel(tm_linear_args a, tm_weight w, tm_dtype in, tm_dtype out)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int n = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, token = blockIdx.y;
     if (n >= w.n)
         return;
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS) bias_kernel(tm_linear_args a, tm_weight w, tm_dtype out)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int n = blockIdx.x * THREADS + threadIdx.x;
     if (n < w.n)
         store_number(a.out, (size_t)blockIdx.y * a.ldo + n, out, w.bias[n]);

@@ -14,8 +14,8 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS;
 template <typename T, int TOKENS>
 __global__ void __launch_bounds__(THREADS) f32_kernel(tm_linear_args a, tm_weight w, tm_dtype out)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int n = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first = blockIdx.y * TOKENS, last = a.n_tokens - 1;
     if (n >= w.n)

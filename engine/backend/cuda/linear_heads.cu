@@ -34,10 +34,10 @@ __device__ lane_rows<T> find_rows(const tm_linear_heads_args &a, const tm_weight
 template <typename T>
 __global__ void __launch_bounds__(THREADS) heads_kernel(tm_linear_heads_args a, tm_weight w)
 {
-    start_next();
     const int lane = threadIdx.x % 32, row0 = (blockIdx.x * WARPS + threadIdx.x / 32) * 16;
     const int steps = (w.k + STREAM_STEP - 1) / STREAM_STEP;
     wait_previous();
+    start_next();
     if (row0 >= a.n)
         return;
     const lane_rows<T> r = find_rows<T>(a, w, row0);

@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(MOE_EXPERTS_MAX)
 {
     SHARED(int[MOE_EXPERTS_MAX], count);
     SHARED(int[32], sums);
-    start_next();
     wait_previous();
+    start_next();
     const int e = threadIdx.x;
     count[e] = 0;
     __syncthreads();
@@ -127,8 +127,8 @@ struct combine_args {
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS) combine_kernel(combine_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, packs = a.h / V;
     if (i >= packs * a.n_tokens)
         return;
@@ -169,8 +169,8 @@ struct any_args {
 
 __global__ void __launch_bounds__(THREADS) any_kernel(any_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int n = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, pair = blockIdx.y;
     if (n >= a.n)
         return;

@@ -118,8 +118,8 @@ __device__ void close_groups(const tm_moe_route_args &a, warp_smem &s)
 __global__ void __launch_bounds__(THREADS) route_kernel(tm_moe_route_args a)
 {
     SHARED(warp_smem[WARPS], smem);
-    start_next();
     wait_previous();
+    start_next();
     const int token = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (token >= a.n_tokens)
         return;

@@ -64,8 +64,8 @@ template <typename T, bool GATED>
 __global__ void __launch_bounds__(THREADS) stream_kernel(moe_product a)
 {
     SHARED(float4[WARPS * 32], red);
-    start_next();
     wait_previous();
+    start_next();
     if ((int)blockIdx.y >= *a.n_items)
         return;
     const moe_item item = a.items[blockIdx.y];

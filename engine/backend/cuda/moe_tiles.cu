@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(geometry<ROWS>::THREADS) tiles_kernel(moe_prod
 {
     DYNAMIC_SHARED(uint4, smem);
     T *stages = reinterpret_cast<T *>(smem);
-    start_next();
     wait_previous();
+    start_next();
     const int columns = GATED ? 64 : W_ROWS, col_tiles = (a.n + columns - 1) / columns;
     const int group = blockIdx.x / (GROUP * col_tiles), in = blockIdx.x % (GROUP * col_tiles);
     const int at = group * GROUP + in % GROUP, col_tile = in / GROUP;

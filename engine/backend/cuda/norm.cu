@@ -41,6 +41,9 @@ __global__ void __launch_bounds__(THREADS_MAX) norm_kernel(tm_norm_args a)
     const int packs = a.h / V;
     const size_t row = (size_t)blockIdx.x * packs;
     float x[PACKS][V], sum = 0.0f;
+    if (a.out) /* the weights have left L2 since the last step */
+        for (int i = threadIdx.x * 32; i < a.h; i += blockDim.x * 32)
+            prefetch_l2(a.w + i);
     start_next();
     wait_previous();
 #pragma unroll

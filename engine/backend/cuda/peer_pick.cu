@@ -9,16 +9,16 @@ namespace
 
 __global__ void __launch_bounds__(32) meet_kernel(const __grid_constant__ tm_peers p)
 {
-    start_next();
     wait_previous();
+    start_next();
     call c = begin_call(p);
     meet(p, c, 0, true);
 }
 
 __global__ void __launch_bounds__(256) copy_kernel(tm_peer_copy a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const float *x = a.x + (size_t)blockIdx.y * a.ldx;
     float *out = a.out + (size_t)blockIdx.y * a.ldo;
     for (int i = (int)(blockIdx.x * 256 + threadIdx.x); i < a.cols; i += (int)gridDim.x * 256)
@@ -49,8 +49,8 @@ constexpr int PICKS = 128; /* rows of a block */
 __global__ void __launch_bounds__(PICKS)
     pick_kernel(const __grid_constant__ tm_peers p, const __grid_constant__ tm_argmax_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     call c = begin_call(p);
     __syncthreads();
     count_call(p, c, take_ticket(p), false);
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(PICKS)
 
 __global__ void __launch_bounds__(PICKS) keys_kernel(uint64_t *keys, tm_argmax_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)(blockIdx.x * PICKS + threadIdx.x);
     if (row < a.n_rows)
         keys[row] = key_of(a, row);
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(PICKS) keys_kernel(uint64_t *keys, tm_argmax_a
 
 __global__ void __launch_bounds__(PICKS) unkey_kernel(const uint64_t *keys, tm_argmax_args a)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)(blockIdx.x * PICKS + threadIdx.x);
     if (row < a.n_rows)
         a.out[row] = column_of(keys[row]);

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(THREADS)
     rope_kernel(tm_rope_append_args a, tm_batch b, tm_kv_layer kv)
 {
     SHARED(float2[PAIRS_MAX], cs);
-    start_next();
     wait_previous();
+    start_next();
     const int t = blockIdx.x, seq = t < b.n_decode ? t : find_seq(b.seq_begin, b.n_seqs, t);
     if (b.kv_len[seq] == 0)
         return;

@@ -52,8 +52,8 @@ __device__ __forceinline__ unsigned lane_key(const float *x, int n, int c)
 /* Two chunks at once: loads under way are what this waits for. */
 __global__ void __launch_bounds__(PART) keys_kernel(tm_sample_args a, work w)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)blockIdx.y, step = (int)gridDim.x * (PART / 32);
     const float *x = row_at(a, row);
     unsigned *keys = w.keys + (size_t)row * w.chunks;
@@ -226,8 +226,8 @@ __global__ void __launch_bounds__(THREADS) begin_kernel(tm_sample_args a, work w
     SHARED(unsigned[CHUNKS_MAX / 32], touched);
     SHARED(int[TM_SAMPLE_TOP_MAX], picked);
     SHARED(int, token);
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)blockIdx.x;
     const tm_sample_row p = a.rows[row];
     float *x = row_at(a, row);
@@ -269,8 +269,8 @@ __device__ bool keeps_weights(const tm_sample_row &p)
 
 __global__ void __launch_bounds__(PART) weigh_kernel(tm_sample_args a, work w)
 {
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)blockIdx.y;
     const row_state s = w.states[row];
     if (!s.draws)
@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(tm_sample_args a, work 
 {
     SHARED(board, b);
     SHARED(int, token);
-    start_next();
     wait_previous();
+    start_next();
     const int row = (int)blockIdx.x;
     const row_state state = w.states[row];
     if (!state.draws)
