@@ -23,6 +23,11 @@ static const linear_shape g_linear[] = {
     {4096, 4096, 1, 0, 0, false, false},
     {640, 14336, 8, 0, 0, true, false}, /* x does not fit: K is cut */
     {1000, 14336, 3, 0, 0, false, false},
+    {320, 3200, 8, 0, 0, false, false}, /* tiles are taken by whoever is free */
+    {150, 6272, 3, 0, 0, true, false},  /* and K has two parts */
+    {4096, 14336, 2, 0, 0, false, false},
+    {75, 12800, 8, 0, 4, true, false}, /* two slices of K */
+    {4096, 14336, 8, 0, 0, false, true},
     {512, 4096, 16, 0, 0, false, false}, /* two and four pieces of tokens */
     {520, 2048, 11, 16, 0, true, true},
     {512, 4096, 32, 0, 0, true, false},

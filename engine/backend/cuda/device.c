@@ -91,10 +91,10 @@ static cudaError_t take_resources(tm_device *d, const struct cudaDeviceProp *pro
         e = cudaMalloc(&scratch, TM_CUDA_SCRATCH_BYTES);
     d->ctx.scratch = scratch;
     if (e == cudaSuccess)
-        e = cudaMalloc(&tickets, TM_CUDA_TICKETS * sizeof(int));
+        e = cudaMalloc(&tickets, (TM_CUDA_TICKETS + 1) * sizeof(int));
     d->ctx.tickets = tickets;
     if (e == cudaSuccess)
-        e = cudaMemset(tickets, 0, TM_CUDA_TICKETS * sizeof(int));
+        e = cudaMemset(tickets, 0, (TM_CUDA_TICKETS + 1) * sizeof(int));
     if (e == cudaSuccess)
         e = cudaDeviceSynchronize();
     return e;

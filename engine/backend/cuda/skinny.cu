@@ -1,16 +1,19 @@
 /* Linear layers of few tokens: the weight is streamed once, at the speed of memory.
  *
  * A tile is 16 rows of W (gated: 8 gate rows and the 8 up rows that belong to them) on the M side of the tensor
- * core, the tokens, up to 8, are its N side. There is one block per multiprocessor, and tiles go round. The
- * warps of a block share a tile and split K between them 64 columns at a time in turn, so a warp reads whole
- * 128-byte lines and a block 2 KiB of each row. A lane owns 8 neighbouring k of two rows: two 16-byte loads feed two
- * products, weights do not go through shared memory. DEPTH steps of 2 KiB are under way per warp; they run on
- * across the ends of tiles.
+ * core, the tokens, up to 8, are its N side. There is one block per multiprocessor. The warps of a block share a
+ * tile and split K between them 64 columns at a time in turn, so a warp reads whole 128-byte lines and a block 2 KiB of
+ * each row. A lane owns 8 neighbouring k of two rows: two 16-byte loads feed two products, weights do not go through
+ * shared memory (copies to it, by threads or by the copy engine, reach three quarters of this). DEPTH steps of 2 KiB are under
+ * way per warp; they run on across the ends of tiles.
  *
- * Weights depend on nothing, so before the kernel waits for the one in front of it, it asks for its first steps, and
- * has the rest of its first AHEAD_BYTES brought to L2. A block takes more than half of the registers, so that two
- * of a kernel never share a multiprocessor while another has none, and few enough that a block of the attention
- * fits beside it.
+ * Multiprocessors differ in speed by a tenth, so tiles are not dealt out: a block takes the one after its next as it begins
+ * one. Where rows are long, a tile has half as many, and both halves of K are rows of the tensor core beside each other, each
+ * with columns of its own (PARTS = 2): smaller tiles end more evenly. Which block computes a tile changes nothing in it.
+ *
+ * Weights depend on nothing, so before the kernel waits for the one in front of it, it asks for its first steps. A block takes
+ * more than half of the registers, so that two of a kernel never share a multiprocessor while another has none, and few enough
+ * that a block of the attention fits beside it.
  *
  * x lies in shared memory, [tokens][k] with rows an odd multiple of 64 bytes apart (no bank conflicts). Shapes whose x
  * does not fit are left to cuBLASLt, which reaches the same speed from some 8 tokens on (bench/kernels).
@@ -26,199 +29,294 @@ namespace
 {
 
 /* Up to here every block computing the norm beats a kernel of its own. */
-constexpr int NORM_TOKENS = 2;
+constexpr int NORM_TOKENS = 2, NORM_ITEMS = 2; /* items: of 8 numbers, of a thread */
 constexpr int WARPS = 16, THREADS = 32 * WARPS;
 constexpr int DEPTH = 3;
 constexpr int STEP = 64; /* k of one step of a warp */
-constexpr int STEP_BYTES = 16 * STEP * 2;
 constexpr size_t X_BYTES_MAX = 160 << 10;
 constexpr int TOKENS_MAX = 8;
-constexpr int AHEAD_BYTES = 128 << 10; /* of a block: 17 MB of L2 in all */
+constexpr int KNOWN = 2; /* tiles of a block that follow from its index */
 
-/* The weights under way: DEPTH steps of rows g and g + 8, two halves of 32 k each, and the place of the next step. */
-template <typename T, bool GATED> struct weight_stream {
+/* The block's n-th tile, at n % 4. Tile n + KNOWN is known from the end of tile n on: the stream, which runs DEPTH steps and
+ * never a whole tile ahead, needs it later. */
+struct tile_order {
+    int at[4];
+};
+
+/* k of a tensor core row, which is one part's. */
+template <int PARTS> __device__ __forceinline__ int row_k(const skinny_args &a)
+{
+    return a.k / PARTS;
+}
+
+/* The weights under way: DEPTH steps of tensor core rows g and g + 8, two halves of 32 k each, and the place of the next. */
+template <typename T, bool GATED, int PARTS> struct weight_stream {
     uint4 lo[DEPTH][2], hi[DEPTH][2];
     const T *row_lo;
     size_t apart; /* of the two rows, numbers */
-    int tile, step;
+    int tile, nth, step;
 
     __device__ __forceinline__ void seek(const skinny_args &a)
     {
         const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const T *w = static_cast<const T *>(a.w) + t * 8;
+        if (PARTS == 2) {
+            row_lo = w + (size_t)min(tile * 8 + g, a.n - 1) * a.k;
+            apart = (size_t)(a.k / 2);
+            return;
+        }
         const int lo_row = min(GATED ? tile * 8 + g : tile * 16 + g, a.n - 1);
         const int hi_row = GATED ? a.n + lo_row : min(tile * 16 + 8 + g, a.n - 1);
-        row_lo = static_cast<const T *>(a.w) + t * 8 + (size_t)lo_row * a.k;
+        row_lo = w + (size_t)lo_row * a.k;
         apart = (size_t)(hi_row - lo_row) * a.k;
     }
     /* The next step of this warp into place i; steps behind the row's end are left out by every warp alike. */
-    __device__ __forceinline__ void load(const skinny_args &a, int i)
+    __device__ __forceinline__ void load(const skinny_args &a, const tile_order &order, int i)
     {
-        const bool valid = tile < a.tiles && step < a.k / STEP;
+        const int steps = row_k<PARTS>(a) / STEP;
+        const bool valid = tile < a.tiles && step < steps;
         const T *p = row_lo + (size_t)step * STEP;
         load_weights(lo[i][0], p, valid);
         load_weights(hi[i][0], p + apart, valid);
         load_weights(lo[i][1], p + 32, valid);
         load_weights(hi[i][1], p + apart + 32, valid);
         step += WARPS;
-        if (step - (int)threadIdx.x / 32 >= a.k / STEP) {
+        if (step - (int)threadIdx.x / 32 >= steps) {
             step = threadIdx.x / 32;
-            tile += gridDim.x;
+            tile = a.taken ? order.at[++nth % 4] : tile + (int)gridDim.x;
             seek(a);
         }
     }
-    /* The tile's rows into L2: two lanes of a quad take a row each, 128 bytes (64 k) a step. */
-    __device__ __forceinline__ void prefetch(int steps) const
-    {
-        const int t = threadIdx.x % 4;
-        const T *p = row_lo - t * 8 + (t == 1 ? apart : 0);
-        if (t < 2)
-            for (int s = threadIdx.x / 32; s < steps; s += WARPS)
-                prefetch_l2(p + (size_t)s * STEP);
-    }
 };
 
-/* The block's first tiles, as far as AHEAD_BYTES go. */
-template <typename T, bool GATED>
-__device__ __forceinline__ void prefetch_ahead(const skinny_args &a)
+template <typename T, int PARTS> __device__ __forceinline__ void load_x(const skinny_args &a, T *xs)
 {
-    weight_stream<T, GATED> w;
-    const int steps = a.k / STEP;
-    w.tile = blockIdx.x;
-    for (int bytes = 0; bytes < AHEAD_BYTES && w.tile < a.tiles; bytes += steps * STEP_BYTES) {
-        w.seek(a);
-        w.prefetch(min(steps, (AHEAD_BYTES - bytes) / STEP_BYTES));
-        w.tile += gridDim.x;
-    }
-}
-
-template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
-{
+    const int k = row_k<PARTS>(a);
     for (int row = 0; row < a.tokens; row++) {
         const T *from = static_cast<const T *>(a.x) + (size_t)row * a.ldx;
-        for (int i = threadIdx.x * 8; i < a.k; i += THREADS * 8)
-            copy_async(xs + row * a.stride + i, from + i, true);
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            for (int i = threadIdx.x * 8; i < k; i += THREADS * 8)
+                copy_async(xs + (row * PARTS + p) * a.stride + i, from + p * k + i, true);
     }
     copy_commit();
     copy_wait<0>();
     __syncthreads();
 }
 
-/* The same, as the RMS norm of residual + delta. The sum is rounded before it is normalised and what is normalised is
- * rounded again, as the norm operator does. */
-template <typename T> __device__ void load_normed(const skinny_args &a, T *xs)
+/* The norm's weights into shared memory, for store_normed. */
+__device__ __forceinline__ void copy_norm_weights(const skinny_args &a, float *nw)
+{
+    for (int i = threadIdx.x * 4; i < a.k; i += THREADS * 4)
+        copy_async(nw + i, a.norm_w + i, true);
+    copy_commit();
+}
+
+/* What a thread has of residual and delta, and of their norm. */
+template <typename T> struct norm_items {
+    pack<T, 8> r[NORM_ITEMS], d[NORM_ITEMS];
+    float sum[NORM_TOKENS];
+
+    __device__ __forceinline__ void load(const skinny_args &a)
+    {
+#pragma unroll
+        for (int j = 0; j < NORM_ITEMS; j++) {
+            const int at = threadIdx.x + j * THREADS;
+            if (at >= a.k / 8 * a.tokens)
+                break;
+            r[j] = load_pack<T, 8>(a.residual, at);
+            if (a.delta)
+                d[j] = load_pack<T, 8>(a.delta, at);
+        }
+    }
+
+    /* The sum is rounded before it is normalised, and block 0 writes it; sum becomes this thread's squares by row. */
+    __device__ __forceinline__ void add(const skinny_args &a)
+    {
+        const int packs = a.k / 8;
+        sum[0] = sum[1] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < NORM_ITEMS; j++) {
+            const int at = threadIdx.x + j * THREADS;
+            float squares = 0.0f;
+            if (at >= packs * a.tokens)
+                break;
+            if (a.delta) {
+#pragma unroll
+                for (int e = 0; e < 8; e++)
+                    r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) + to_f32(d[j].e[e]));
+                if (blockIdx.x == 0)
+                    store_pack<T, 8>(a.residual_out, at, r[j]);
+            }
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                squares += to_f32(r[j].e[e]) * to_f32(r[j].e[e]);
+            sum[0] += at < packs ? squares : 0.0f;
+            sum[1] += at < packs ? 0.0f : squares;
+        }
+    }
+
+    /* What is normalised is rounded again, as the norm operator does. */
+    __device__ __forceinline__ void store(const skinny_args &a, const float *nw,
+                                          const float (&sums)[NORM_TOKENS][WARPS], T *xs)
+    {
+        const int packs = a.k / 8;
+#pragma unroll
+        for (int j = 0; j < NORM_ITEMS; j++) {
+            const int at = threadIdx.x + j * THREADS, row = at >= packs, i = at - row * packs;
+            if (at >= packs * a.tokens)
+                break;
+            float all = 0.0f;
+            for (int w = 0; w < WARPS; w++)
+                all += sums[row][w];
+            const float inv = rsqrtf(all / a.k + a.eps);
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) * inv * (a.one + nw[i * 8 + e]));
+            store_pack<T, 8>(xs + row * a.stride, i, r[j]);
+        }
+    }
+};
+
+/* x as the RMS norm of residual + delta. */
+template <typename T>
+__device__ __forceinline__ void store_normed(const skinny_args &a, norm_items<T> &n,
+                                             const float *nw, T *xs)
 {
     SHARED(float[NORM_TOKENS][WARPS], sums);
-    const int packs = a.k / 8, warp = threadIdx.x / 32;
-    for (int row = 0; row < a.tokens; row++) {
-        float sum = 0.0f;
-        for (int i = threadIdx.x; i < packs; i += THREADS) {
-            const size_t at = (size_t)row * packs + i;
-            pack<T, 8> r = load_pack<T, 8>(a.residual, at);
-            if (a.delta) {
-                pack<T, 8> d = load_pack<T, 8>(a.delta, at);
+    n.add(a);
 #pragma unroll
-                for (int j = 0; j < 8; j++)
-                    r.e[j] = from_f32<T>(to_f32(r.e[j]) + to_f32(d.e[j]));
-                if (blockIdx.x == 0)
-                    store_pack<T, 8>(a.residual_out, at, r);
-            }
-            store_pack<T, 8>(xs + row * a.stride, i, r);
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                sum += to_f32(r.e[j]) * to_f32(r.e[j]);
-        }
+    for (int row = 0; row < NORM_TOKENS; row++) {
         for (int i = 16; i > 0; i >>= 1)
-            sum += __shfl_xor_sync(0xffffffffu, sum, i);
+            n.sum[row] += __shfl_xor_sync(0xffffffffu, n.sum[row], i);
         if (threadIdx.x % 32 == 0)
-            sums[row][warp] = sum;
+            sums[row][threadIdx.x / 32] = n.sum[row];
     }
+    copy_wait<0>(); /* the weights */
     __syncthreads();
-    for (int row = 0; row < a.tokens; row++) {
-        float sum = 0.0f;
-        for (int i = 0; i < WARPS; i++)
-            sum += sums[row][i];
-        const float inv = rsqrtf(sum / a.k + a.eps);
-        for (int i = threadIdx.x; i < packs; i += THREADS) {
-            pack<T, 8> r = load_pack<T, 8>(xs + row * a.stride, i);
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                r.e[j] = from_f32<T>(to_f32(r.e[j]) * inv * (a.one + a.norm_w[i * 8 + j]));
-            store_pack<T, 8>(xs + row * a.stride, i, r);
-        }
-    }
+    n.store(a, nw, sums, xs);
     __syncthreads();
 }
 
-/* The warps' sums of a tile come together in red; acc starts anew. */
-template <typename T, bool GATED>
-__device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, float (&acc)[4])
-{
-    *reinterpret_cast<float4 *>(red + threadIdx.x * 4) =
-        make_float4(acc[0], acc[1], acc[2], acc[3]);
-    acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
-    __syncthreads();
-    finish_tile<T, WARPS, GATED>(a, red, tile);
-}
-
-/* One step: 64 k of the tile against all tokens. */
+/* One step: 64 k of the tile against all columns. */
 template <typename T>
 __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
-                                         const uint4 (&hi)[2], const T *xs, bool token)
+                                         const uint4 (&hi)[2], const T *xs, bool column)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         uint4 x = make_uint4(0, 0, 0, 0);
-        if (token)
+        if (column)
             x = *reinterpret_cast<const uint4 *>(xs + h * 32);
         mma<T>(acc, lo[h].x, hi[h].x, lo[h].y, hi[h].y, x.x, x.y);
         mma<T>(acc, lo[h].z, hi[h].z, lo[h].w, hi[h].w, x.z, x.w);
     }
 }
 
-template <typename T, bool GATED> __global__ void __maxnreg__(88) skinny_kernel(skinny_args a)
+/* The warps' sums of a tile come together in red; acc starts anew. `next` is known to all from here on, at `where`. */
+template <typename T, bool GATED, int PARTS>
+__device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, int next,
+                                       int &where, float (&acc)[4])
+{
+    *reinterpret_cast<float4 *>(red + threadIdx.x * 4) =
+        make_float4(acc[0], acc[1], acc[2], acc[3]);
+    acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
+    if (a.taken && threadIdx.x == 0)
+        where = next;
+    __syncthreads();
+    finish_tile<T, WARPS, GATED, PARTS>(a, red, tile);
+}
+
+/* By one thread, as the block begins a tile: its tile KNOWN further on. There are as many takings as tiles, so the last one
+ * puts the counter back. */
+__device__ __forceinline__ int take_tile(const skinny_args &a)
+{
+    return KNOWN * gridDim.x +
+           atomicInc(reinterpret_cast<unsigned *>(a.counter), (unsigned)a.tiles - 1);
+}
+
+template <typename T, bool GATED, int PARTS>
+__global__ void __maxnreg__(88) skinny_kernel(const __grid_constant__ skinny_args a)
 {
     DYNAMIC_SHARED(uint4, smem);
+    SHARED(tile_order, order);
     float *red = reinterpret_cast<float *>(smem); /* [2][WARPS][32 lanes][4] */
     T *xs = reinterpret_cast<T *>(red + 2 * WARPS * 128);
+    float *nw = reinterpret_cast<float *>(xs + a.tokens * PARTS * a.stride); /* [k], with a norm */
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int steps = a.k / STEP, rounds = (steps + WARPS - 1) / WARPS;
+    const int steps = row_k<PARTS>(a) / STEP, rounds = (steps + WARPS - 1) / WARPS;
 
-    weight_stream<T, GATED> w;
+    if (threadIdx.x < KNOWN)
+        order.at[threadIdx.x] = blockIdx.x + threadIdx.x * gridDim.x;
+    __syncthreads();
+    weight_stream<T, GATED, PARTS> w;
     w.tile = blockIdx.x;
+    w.nth = 0;
     w.step = warp;
     w.seek(a);
-#pragma unroll
-    for (int d = 0; d < DEPTH; d++)
-        w.load(a, d);
-    prefetch_ahead<T, GATED>(a);
-    if (a.norm_w && threadIdx.x < a.k / 32) /* lines of 32 weights */
-        prefetch_l2(a.norm_w + threadIdx.x * 32);
-    start_next();
-    wait_previous();
+    /* A norm's kernel begins late, as soon as others leave it room: there what x is made of goes before most of the weights,
+     * since requests are answered in their order. */
     if (a.norm_w)
-        load_normed<T>(a, xs);
-    else
-        load_x<T>(a, xs);
+        copy_norm_weights(a, nw);
+    w.load(a, order, 0);
+    if (!a.norm_w) {
+#pragma unroll
+        for (int d = 1; d < DEPTH; d++)
+            w.load(a, order, d);
+    }
+    wait_previous();
+    start_next();
+    if (a.norm_w) {
+        norm_items<T> items;
+        items.load(a);
+#pragma unroll
+        for (int d = 1; d < DEPTH; d++)
+            w.load(a, order, d);
+        store_normed<T>(a, items, nw, xs);
+    } else {
+        load_x<T, PARTS>(a, xs);
+    }
 
-    const T *mine = xs + g * a.stride + t * 8;
+    constexpr int TOKENS = 8 / PARTS;
+    const T *mine = xs + (g % TOKENS * PARTS + g / TOKENS) * a.stride + t * 8;
+    const bool column = g % TOKENS < a.tokens, takes = a.taken && threadIdx.x == 0;
     float acc[4] = {};
-    int tile = blockIdx.x, round = 0, buffer = 0;
+    int tile = blockIdx.x, n = 0, round = 0, next = takes ? take_tile(a) : 0;
     while (tile < a.tiles) {
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
             const int s = round * WARPS + warp;
             if (s < steps && tile < a.tiles)
-                multiply<T>(acc, w.lo[d], w.hi[d], mine + s * STEP, g < a.tokens);
-            w.load(a, d);
+                multiply<T>(acc, w.lo[d], w.hi[d], mine + s * STEP, column);
+            w.load(a, order, d);
             if (++round < rounds)
                 continue;
-            if (tile < a.tiles)
-                finish<T, GATED>(a, red + buffer * (WARPS * 128), tile, acc);
-            buffer ^= 1; /* whoever writes this buffer again has passed the next barrier */
             round = 0;
-            tile += gridDim.x;
+            if (tile >= a.tiles)
+                continue;
+            /* Whoever writes this half of red again has passed the next barrier. */
+            finish<T, GATED, PARTS>(a, red + n % 2 * (WARPS * 128), tile, next,
+                                    order.at[(n + KNOWN) % 4], acc);
+            n++;
+            tile = a.taken ? order.at[n % 4] : tile + (int)gridDim.x;
+            if (takes && tile < a.tiles)
+                next = take_tile(a);
         }
     }
+}
+
+/* A tile has more rounds than the stream runs ahead. */
+bool long_enough(int k)
+{
+    return k > DEPTH * WARPS * STEP;
+}
+
+/* Two parts of K beside each other halve a tile's bytes. */
+int parts_of(const skinny_args &a, bool gated)
+{
+    return !gated && !a.norm_w && a.tokens <= 4 && a.k % (2 * STEP) == 0 && long_enough(a.k / 2)
+               ? 2
+               : 1;
 }
 
 /* Numbers from row to row of x in shared memory: an odd multiple of 64 bytes. */
@@ -232,19 +330,31 @@ size_t x_bytes(int k, int tokens)
     return (size_t)tokens * skinny_stride(k) * 2;
 }
 
+template <typename T>
+cudaError_t launch_kind(const skinny_args &a, bool gated, int parts, dim3 grid, size_t smem,
+                        const tm_cuda_ctx *c)
+{
+    if (gated)
+        return launch_kernel(c, skinny_kernel<T, true, 1>, grid, THREADS, smem, a);
+    if (parts == 2)
+        return launch_kernel(c, skinny_kernel<T, false, 2>, grid, THREADS, smem, a);
+    return launch_kernel(c, skinny_kernel<T, false, 1>, grid, THREADS, smem, a);
+}
+
 cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 {
     if (tm_cuda_skinny_ring_fits(a, c))
         return tm_cuda_skinny_ring_launch(a, gated, c);
-    const size_t smem = 2 * WARPS * 128 * sizeof(float) + x_bytes(a.k, a.tokens);
+    const int parts = parts_of(a, gated), rows = gated ? 8 : 16 / parts;
+    a.tiles = (a.n + rows - 1) / rows;
+    a.stride = skinny_stride(a.k / parts);
+    a.taken = a.tiles > KNOWN * c->sms && long_enough(a.k / parts);
+    a.counter = c->tickets + TM_CUDA_TICKETS; /* behind those of sequences and rows */
+    const size_t smem = 2 * WARPS * 128 * sizeof(float) + x_bytes(a.k / parts, a.tokens * parts) +
+                        (a.norm_w ? a.k * sizeof(float) : 0);
     const dim3 grid((unsigned)min(c->sms, a.tiles));
-    a.stride = skinny_stride(a.k);
-    if (c->act == TM_DTYPE_BF16)
-        return launch_kernel(
-            c, gated ? skinny_kernel<__nv_bfloat16, true> : skinny_kernel<__nv_bfloat16, false>,
-            grid, THREADS, smem, a);
-    return launch_kernel(c, gated ? skinny_kernel<__half, true> : skinny_kernel<__half, false>,
-                         grid, THREADS, smem, a);
+    return c->act == TM_DTYPE_BF16 ? launch_kind<__nv_bfloat16>(a, gated, parts, grid, smem, c)
+                                   : launch_kind<__half>(a, gated, parts, grid, smem, c);
 }
 
 } /* namespace */
@@ -310,6 +420,7 @@ extern "C" cudaError_t tm_cuda_skinny_launch(const tm_linear_args *a, const tm_n
 extern "C" bool tm_cuda_skinny_norm_fits(const tm_norm_args *n, const tm_weight *w)
 {
     return n->kind == TM_NORM_RMS && !n->b && n->w && n->n_tokens <= NORM_TOKENS && n->h == w->k &&
+           n->n_tokens * n->h <= NORM_ITEMS * THREADS * 8 &&
            (!n->delta || (n->residual_out && n->residual_out != n->residual));
 }
 

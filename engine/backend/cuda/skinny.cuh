@@ -10,7 +10,11 @@ struct skinny_args {
     void *out;
     const float *bias;
     int n, k, tokens, ldx, ldo, tiles;
-    int stride; /* of x in shared memory, numbers (skinny.cu) */
+    /* Of skinny.cu. */
+    int stride; /* of a row of x, or a part of one, in shared memory, numbers */
+    bool
+        taken; /* tiles are taken as blocks come to them, by `counter`; else they follow from the block's index */
+    int *counter; /* zero between kernels */
     bool f32_out;
     tm_act_kind act;
     /* With norm_w, x is norm(residual + delta) * norm_w, computed by every block; block 0 writes the sum. */
@@ -44,21 +48,32 @@ template <int WARPS> __device__ __forceinline__ float sum_warps(const float *red
     return v;
 }
 
-/* The tile's results from the warps' sums. Gated: rows g of the tile are gates, rows g + 8 what they multiply. */
-template <typename T, int WARPS, bool GATED>
+/* Row and token of result i of a tile, and where among a warp's sums it is: [lane][4], lane 4 g + t with rows g, g + 8 and
+ * columns 2 t, 2 t + 1. */
+__device__ __forceinline__ int sum_at(int row, int column)
+{
+    return (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
+}
+
+/* The tile's results from the warps' sums. Gated: rows g of the tile are gates, rows g + 8 what they multiply. PARTS: row r
+ * of part p of K is the tensor core's row p * 16 / PARTS + r, token t of that part its column p * 8 / PARTS + t. */
+template <typename T, int WARPS, bool GATED, int PARTS>
 __device__ __forceinline__ void finish_tile(const skinny_args &a, const float *red, int tile)
 {
-    const int i = threadIdx.x;
+    constexpr int ROWS = 16 / PARTS / (GATED ? 2 : 1), TOKENS = 8 / PARTS;
+    const int i = threadIdx.x, row = i / TOKENS, token = i % TOKENS;
+    if (i >= ROWS * TOKENS)
+        return;
+    float v = 0.0f;
     if (GATED) {
-        const int e = i / 2 * 4 + i % 2, lane = e / 4;
-        if (i < 64)
-            store_out<T>(a, tile * 8 + lane / 4, lane % 4 * 2 + i % 2,
-                         activate(sum_warps<WARPS>(red, e), a.act) * sum_warps<WARPS>(red, e + 2));
-    } else if (i < 128) {
-        const int lane = i / 4;
-        store_out<T>(a, tile * 16 + lane / 4 + (i & 2) * 4, lane % 4 * 2 + (i & 1),
-                     sum_warps<WARPS>(red, i));
+        v = activate(sum_warps<WARPS>(red, sum_at(row, token)), a.act) *
+            sum_warps<WARPS>(red, sum_at(row + 8, token));
+    } else {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            v += sum_warps<WARPS>(red, sum_at(p * ROWS + row, p * TOKENS + token));
     }
+    store_out<T>(a, tile * ROWS + row, token, v);
 }
 
 /* The kernel through a ring in shared memory, where the device is a Hopper and the shape fits. */

@@ -130,6 +130,7 @@ __device__ void fetch(const ring_args &a, bool gated, char *ring, uint64_t *full
         }
     }
     wait_previous(); /* the rule for every thread; what was fetched needed none */
+    start_next();
 }
 
 /* ---- x ---- */
@@ -238,7 +239,7 @@ __device__ __forceinline__ void finish(const skinny_args &a, float *red, int til
         make_float4(acc[0], acc[1], acc[2], acc[3]);
     acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
     workers_barrier();
-    finish_tile<T, WARPS, GATED>(a, red, tile);
+    finish_tile<T, WARPS, GATED, 1>(a, red, tile);
 }
 
 template <typename T, bool GATED>
@@ -249,9 +250,11 @@ __device__ __forceinline__ void work(const ring_args &a, const char *ring, uint6
     if (a.s.norm_w) {
         const norm_weights n = load_norm_weights(a.s);
         wait_previous();
+        start_next();
         load_normed<T>(a.s, n, xs);
     } else {
         wait_previous();
+        start_next();
         load_x<T>(a.s, xs);
     }
     const T *x = xs + warp * WARP_K + t * 8;
@@ -285,7 +288,6 @@ __global__ void __launch_bounds__(THREADS, 2) ring_kernel(const __grid_constant_
     SHARED(uint64_t[STAGES_MAX], empty);
     char *ring = reinterpret_cast<char *>(smem);
     float *red = reinterpret_cast<float *>(ring + a.stages * STAGE_BYTES); /* SUMS */
-    start_next();
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) {
             barrier_init(&full[i], 32);
