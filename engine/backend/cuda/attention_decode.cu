@@ -6,7 +6,8 @@
  * Both operands of the first product are loaded from memory as they are (a lane owns 8 neighbouring dims); for
  * the second a lane loads its own dims of 4 keys and pairs keys by byte permutes, and P is transposed in
  * registers. So keys and values go through no shared memory, and the loads of the next 16 keys are under way
- * while these are used.
+ * while these are used. The first 16 are asked for before the kernel in front, which makes q, has ended: what older
+ * tokens left in the cache is there (launch.cuh), and the new token's key and value are put among them by hand.
  *
  * The parts of one sequence are as many as fill the device (fixed by the number of sequences alone, so that a
  * recorded graph serves every length) and are cut from its length on the device; the last block to finish adds
@@ -22,6 +23,7 @@ constexpr int HEADS = 8;             /* of a block */
 constexpr int TILE = 16;             /* keys of a warp's step */
 constexpr int STRIDE = WARPS * TILE; /* keys of a block's step */
 constexpr int SPLITS_MAX = 64;
+constexpr int LONG = 20; /* steps of a block, from which on a part is worth its share of the end */
 constexpr float LOG2E = 1.4426950408889634f;
 
 struct decode_args {
@@ -33,6 +35,7 @@ struct decode_args {
     int *tickets;
     int max_blocks, block_shift, heads, kv_heads, group, head_groups, window;
     float scale, softcap;
+    int few;     /* parts of a short sequence; long ones have as many as there are blocks */
     bool shaped; /* softcap or alibi */
     /* With inv_freq: q is rotated while it is loaded, and the part with the last key appends k and v. */
     const float *inv_freq;
@@ -45,6 +48,7 @@ struct part {
     int seq, kv_head, head0, rows; /* rows: query heads of this block */
     int first, len;                /* keys that the row sees: first..len-1 */
     int begin, end, index, count;  /* this part's keys; parts of the sequence */
+    int stored; /* up to here its keys are in the cache; the new one may not be */
     const int32_t *blocks;
 };
 
@@ -56,15 +60,18 @@ __device__ part find_part(const decode_args &a)
     const int in_group = blockIdx.y % a.head_groups * HEADS;
     p.head0 = p.kv_head * a.group + in_group;
     p.rows = min(HEADS, a.group - in_group);
-    p.len = a.kv_len[p.seq]; /* a decode row is its sequence's last position */
+    p.len = __ldcg(a.kv_len + p.seq); /* a decode row is its sequence's last position */
     p.first = a.window > 0 && p.len > a.window ? p.len - a.window : 0;
     const int base = p.first / STRIDE * STRIDE;
     const int units = (p.len - base + STRIDE - 1) / STRIDE;
-    const int each = (units + (int)gridDim.x - 1) / (int)gridDim.x;
+    int each = (units + a.few - 1) / a.few;
+    if (each > LONG)
+        each = max((units + (int)gridDim.x - 1) / (int)gridDim.x, LONG);
     p.index = blockIdx.x;
     p.count = each > 0 ? (units + each - 1) / each : 0;
     p.begin = base + p.index * each * STRIDE;
     p.end = min(p.begin + each * STRIDE, p.len);
+    p.stored = a.inv_freq ? min(p.end, p.len - 1) : p.end;
     p.blocks = a.blocks + (size_t)p.seq * a.max_blocks;
     return p;
 }
@@ -95,7 +102,7 @@ __device__ __forceinline__ void load_keys(tile_regs<D> &r, const decode_args &a,
         const T *at = static_cast<const T *>(a.k) + key_at<T, D>(a, p, block, key) + t * 8;
 #pragma unroll
         for (int c = 0; c < D / 32; c++)
-            load_stream(&r.k[h][c * 4], at + c * 32, key < p.end);
+            load_stream(&r.k[h][c * 4], at + c * 32, key < p.stored);
     }
 }
 
@@ -112,11 +119,11 @@ __device__ __forceinline__ void load_values(tile_regs<D> &r, const decode_args &
         if constexpr (tile_regs<D>::WIDE) {
 #pragma unroll
             for (int c = 0; c < D / 64; c++)
-                load_stream(&r.v[h][c * 4], at + c * 64 + g * 8, key < p.end);
+                load_stream(&r.v[h][c * 4], at + c * 64 + g * 8, key < p.stored);
         } else {
 #pragma unroll
             for (int c = 0; c < D / 32; c++)
-                load_stream8(&r.v[h][c * 2], at + g * (D / 8) + c * 4, key < p.end);
+                load_stream8(&r.v[h][c * 2], at + g * (D / 8) + c * 4, key < p.stored);
         }
     }
 }
@@ -187,24 +194,45 @@ template <int D> __device__ void fill_angles(const decode_args &a, const part &p
     __syncthreads();
 }
 
-/* The new key, rotated, and the new value into the cache; the block reads them back. */
+/* The new key, rotated, and the new value: into the cache, and into `fresh` ([2][D]) for this block. */
 template <typename T, int D>
-__device__ void append(const decode_args &a, const part &p, const float2 *cs)
+__device__ void append(const decode_args &a, const part &p, const float2 *cs, T *fresh)
 {
     const int pos = p.len - 1;
-    const size_t at = key_at<T, D>(a, p, p.blocks[pos >> a.block_shift], pos);
+    const size_t at = key_at<T, D>(a, p, __ldcg(p.blocks + (pos >> a.block_shift)), pos);
     T *k = static_cast<T *>(const_cast<void *>(a.k)) + at;
     T *v = static_cast<T *>(const_cast<void *>(a.v)) + at;
     const T *from = static_cast<const T *>(a.qkv) +
                     ((size_t)p.seq * (a.heads + 2 * a.kv_heads) + a.heads + p.kv_head) * D;
     for (int i = threadIdx.x; i < D / 2; i += THREADS) {
         const float x = to_f32(from[i]), y = to_f32(from[i + D / 2]);
-        k[i] = from_f32<T>(x * cs[i].x - y * cs[i].y);
-        k[i + D / 2] = from_f32<T>(y * cs[i].x + x * cs[i].y);
+        fresh[i] = k[i] = from_f32<T>(x * cs[i].x - y * cs[i].y);
+        fresh[i + D / 2] = k[i + D / 2] = from_f32<T>(y * cs[i].x + x * cs[i].y);
     }
     for (int i = threadIdx.x; i < D; i += THREADS)
-        v[i] = from[(size_t)a.kv_heads * D + i];
+        fresh[D + i] = v[i] = from[(size_t)a.kv_heads * D + i];
     __syncthreads();
+}
+
+/* The new key's and value's places in the tile at j are taken from `fresh`. */
+template <typename T, int D>
+__device__ void patch(tile_regs<D> &r, const part &p, const T *fresh, int j)
+{
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, at = p.len - 1 - j;
+    const uint32_t *k = reinterpret_cast<const uint32_t *>(fresh);
+    const uint32_t *v = reinterpret_cast<const uint32_t *>(fresh + D);
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        if (g + 8 * h == at)
+#pragma unroll
+            for (int i = 0; i < D / 8; i++)
+                r.k[h][i] = k[i / 4 * 16 + t * 4 + i % 4];
+#pragma unroll
+    for (int h = 0; h < 4; h++)
+        if (2 * t + (h & 1) + (h & 2) * 4 == at)
+#pragma unroll
+            for (int i = 0; i < D / 16; i++)
+                r.v[h][i] = v[value_dim<D>(i, g) / 2];
 }
 
 /* Both numbers of a register as f32, and back. */
@@ -229,34 +257,33 @@ __device__ __forceinline__ void rotate_query(uint32_t (&q)[D / 8], const float2 
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void attend(const decode_args &a, const part &p, softmax &m,
-                                       float (&o)[D / 16][4], const float2 *cs)
+__device__ __forceinline__ void load_query(uint32_t (&q)[D / 8], const decode_args &a,
+                                           const part &p)
 {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    uint32_t q[D / 8];
     const size_t row = (size_t)(a.heads + 2 * a.kv_heads) * D;
     const T *from = static_cast<const T *>(a.qkv) + p.seq * row + (size_t)(p.head0 + g) * D + t * 8;
 #pragma unroll
     for (int c = 0; c < D / 32; c++)
         load_stream(&q[c * 4], from + c * 32, g < p.rows);
-    if constexpr (D % 64 == 0)
-        if (a.inv_freq)
-            rotate_query<T, D>(q, cs);
-    tile_regs<D> r;
-    int j = p.begin + threadIdx.x / 32 * TILE;
+}
+
+/* The warp's keys from j on, of which the first 16 are in r. */
+template <typename T, int D>
+__device__ __forceinline__ void attend(const decode_args &a, const part &p, softmax &m,
+                                       float (&o)[D / 16][4], const uint32_t (&q)[D / 8],
+                                       tile_regs<D> &r, int j, const T *fresh)
+{
     int32_t block = 0, next = 0;
-    if (j < p.end) {
-        block = p.blocks[j >> a.block_shift];
-        load_keys<T, D>(r, a, p, block, j);
-        load_values<T, D>(r, a, p, block, j);
-    }
     if (j + STRIDE < p.end)
-        next = p.blocks[(j + STRIDE) >> a.block_shift];
+        next = __ldcg(p.blocks + ((j + STRIDE) >> a.block_shift));
     for (; j < p.end; j += STRIDE) {
         const int ahead = j + STRIDE;
         block = next;
         if (ahead + STRIDE < p.end)
-            next = p.blocks[(ahead + STRIDE) >> a.block_shift];
+            next = __ldcg(p.blocks + ((ahead + STRIDE) >> a.block_shift));
+        if (p.stored < p.end && j + TILE >= p.end)
+            patch<T, D>(r, p, fresh, j);
         float s[4] = {};
 #pragma unroll
         for (int i = 0; i < D / 16; i++)
@@ -332,6 +359,8 @@ template <int D> __host__ __device__ constexpr size_t part_floats()
     return HEADS * D + 2 * HEADS;
 }
 
+constexpr int FIRST = 16;
+
 /* A warp per head: first the factor of every part, one lane a part, then the sum. */
 template <typename T, int D>
 __device__ void add_parts(const decode_args &a, const part &p, const float *parts,
@@ -340,6 +369,14 @@ __device__ void add_parts(const decode_args &a, const part &p, const float *part
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int h = warp; h < p.rows; h += WARPS) {
         float m[SPLITS_MAX / 32], l[SPLITS_MAX / 32], top = -INFINITY, sum = 0.0f;
+        float first[FIRST][D / 32], acc[D / 32] = {}; /* asked for before their factors are known */
+#pragma unroll
+        for (int i = 0; i < FIRST; i++)
+#pragma unroll
+            for (int e = 0; e < D / 32; e++)
+                first[i][e] = i < p.count
+                                  ? __ldcg(parts + i * part_floats<D>() + h * D + e * 32 + lane)
+                                  : 0.0f;
 #pragma unroll
         for (int k = 0; k < SPLITS_MAX / 32; k++) {
             const float *from = parts + (k * 32 + lane) * part_floats<D>() + HEADS * D + h;
@@ -359,9 +396,13 @@ __device__ void add_parts(const decode_args &a, const part &p, const float *part
         for (int x = 1; x < 32; x *= 2)
             sum += __shfl_xor_sync(0xffffffffu, sum, x);
         __syncwarp();
-        float acc[D / 32] = {};
+#pragma unroll
+        for (int i = 0; i < FIRST; i++)
+#pragma unroll
+            for (int e = 0; e < D / 32; e++)
+                acc[e] += first[i][e] * (i < p.count ? factor[warp][i] : 0.0f);
 #pragma unroll 8
-        for (int i = 0; i < p.count; i++)
+        for (int i = FIRST; i < p.count; i++)
 #pragma unroll
             for (int e = 0; e < D / 32; e++)
                 acc[e] +=
@@ -378,19 +419,39 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
 {
     SHARED(merge_smem<D>, sm);
     SHARED(float2[D / 2], cs);
-    start_next();
-    wait_previous();
+    SHARED(uint4[2 * D / 8], fresh_words);
+    T *fresh = reinterpret_cast<T *>(fresh_words); /* [2][D], the new key and value */
+    if (!a.inv_freq)
+        wait_previous();
     const part p = find_part(a);
-    if (p.index >= p.count)
+    if (p.index >= p.count) {
+        wait_left_to_others();
         return;
+    }
     softmax m = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     float o[D / 16][4] = {};
+    tile_regs<D> r;
+    uint32_t q[D / 8];
+    const int j = p.begin + threadIdx.x / 32 * TILE;
+    if (j < p.end) {
+        const int32_t block = __ldcg(p.blocks + (j >> a.block_shift));
+        load_keys<T, D>(r, a, p, block, j);
+        load_values<T, D>(r, a, p, block, j);
+    }
     if (a.inv_freq) {
         fill_angles<D>(a, p, cs);
-        if (p.end == p.len)
-            append<T, D>(a, p, cs);
+        wait_previous();
     }
-    attend<T, D>(a, p, m, o, cs);
+    start_next();
+    load_query<T, D>(q, a, p);
+    if constexpr (D % 64 == 0) {
+        if (a.inv_freq) {
+            if (p.end == p.len)
+                append<T, D>(a, p, cs, fresh);
+            rotate_query<T, D>(q, cs);
+        }
+    }
+    attend<T, D>(a, p, m, o, q, r, j, fresh);
     merge_warps<D>(sm, m, o);
 
     const int unit = p.seq * gridDim.y + blockIdx.y;
@@ -452,6 +513,8 @@ template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const t
     if (units > TM_CUDA_TICKETS ||
         (size_t)units * splits * part_floats<D>() * sizeof(float) > TM_CUDA_SCRATCH_BYTES)
         splits = 1;
+    /* Two blocks a multiprocessor read as fast as three: with many units, short sequences are spared the end of parts. */
+    a.few = units < c->sms * 3 / 4 ? splits : min(splits, (c->sms * 9 / 5 + units - 1) / units);
     dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
     return launch_kernel(c, decode_kernel<T, D>, grid, THREADS, 0, a);
 }

@@ -19,6 +19,10 @@ inline void wait_previous()
 {
     emu_self->waited = true;
 }
+inline void wait_left_to_others()
+{
+    emu_self->waited = true;
+}
 inline void start_next()
 {
 }
