@@ -224,9 +224,9 @@ static int rank_main(int tp)
     rng r = {rng_seed("engine_device", 3)};
     const tm_backend *b = tm_backend_find("cuda");
     tm_device *dev = NULL;
-    const tm_device_opts none = {0};
+    const tm_device_opts last = {.index = tp - 1}; /* one device a rank */
     co.step_timeout_ms = 60000;
-    if (!b || b->dev->open(&dev, &none, &err) != TM_OK)
+    if (!b || b->dev->open(&dev, &last, &err) != TM_OK)
         return NO_DEVICE;
     b->dev->close(dev);
     if (tm_comm_create(&comm, tp, &co, &err) != TM_OK)

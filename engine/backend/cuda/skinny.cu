@@ -343,7 +343,7 @@ cudaError_t launch_kind(const skinny_args &a, bool gated, int parts, dim3 grid, 
 
 cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 {
-    if (tm_cuda_skinny_ring_fits(a, c))
+    if (tm_cuda_skinny_ring_fits(a, gated, c))
         return tm_cuda_skinny_ring_launch(a, gated, c);
     const int parts = parts_of(a, gated), rows = gated ? 8 : 16 / parts;
     a.tiles = (a.n + rows - 1) / rows;

@@ -77,7 +77,7 @@ __device__ __forceinline__ void finish_tile(const skinny_args &a, const float *r
 }
 
 /* The kernel through a ring in shared memory, where the device is a Hopper and the shape fits. */
-bool tm_cuda_skinny_ring_fits(const skinny_args &a, const tm_cuda_ctx *c);
+bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &a, bool gated, const tm_cuda_ctx *c);
 
 #endif

@@ -332,10 +332,12 @@ int chunk_of(int k)
 
 } /* namespace */
 
-/* Every product of a model has its hidden size as n or k, so all of them are taken, or none. */
-bool tm_cuda_skinny_ring_fits(const skinny_args &a, const tm_cuda_ctx *c)
+/* Every product of a model has its hidden size as n or k, so all of them are taken, or none: k of what reads the residual
+ * stream, n of what is added to it. */
+bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c)
 {
-    return c->tensor_map && a.tokens == 1 && a.k % WARP_K == 0 && min(a.n, a.k) <= HIDDEN_MAX &&
+    const int hidden = a.norm_w || gated || a.f32_out ? a.k : a.n;
+    return c->tensor_map && a.tokens == 1 && a.k % WARP_K == 0 && hidden <= HIDDEN_MAX &&
            (!a.norm_w || a.k <= PACKS * WORKERS * 8) && stages_of(a.k) >= STAGES_MIN;
 }
 
