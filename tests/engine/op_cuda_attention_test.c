@@ -383,6 +383,20 @@ static void long_decode_test(void **state)
     attention_one(&s, &l);
 }
 
+/* Long sequences among short ones, with so many units that short ones have fewer parts: on the emulator three, on a GPU of
+ * some 130 multiprocessors a hundred and more. */
+static void mixed_decode_test(void **state)
+{
+    (void)state;
+    const shape few = {4, 1, 128, 64, 0, 0, false, 128, false, 1, false};
+    const shape many = {16, 16, 64, 64, 0, 0, false, 64, false, 1, false};
+    const layout three = {3, 3, {{1, 2100}, {1, 77}, {1, 640}}};
+    const layout eight = {
+        8, 8, {{1, 3000}, {1, 1279}, {1, 1280}, {1, 5}, {1, 1023}, {1, 1024}, {1, 0}, {1, 63}}};
+    fused_one(&few, &three);
+    fused_one(&many, &eight);
+}
+
 /* A decode row with kv_len 0 changes neither the cache nor the other rows. */
 static void padding_test(void **state)
 {
@@ -416,10 +430,10 @@ static void padding_test(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rope_test),    cmocka_unit_test(attention_test),
-        cmocka_unit_test(fused_test),   cmocka_unit_test(long_decode_test),
-        cmocka_unit_test(padding_test), cmocka_unit_test(other_shapes_test),
-        cmocka_unit_test(prompts_test),
+        cmocka_unit_test(rope_test),         cmocka_unit_test(attention_test),
+        cmocka_unit_test(fused_test),        cmocka_unit_test(long_decode_test),
+        cmocka_unit_test(mixed_decode_test), cmocka_unit_test(padding_test),
+        cmocka_unit_test(other_shapes_test), cmocka_unit_test(prompts_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

@@ -359,7 +359,7 @@ template <int D> __host__ __device__ constexpr size_t part_floats()
     return HEADS * D + 2 * HEADS;
 }
 
-constexpr int FIRST = 16;
+constexpr int FIRST = 16; /* parts whose sums are asked for at once */
 
 /* A warp per head: first the factor of every part, one lane a part, then the sum. */
 template <typename T, int D>

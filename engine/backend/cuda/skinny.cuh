@@ -11,10 +11,9 @@ struct skinny_args {
     const float *bias;
     int n, k, tokens, ldx, ldo, tiles;
     /* Of skinny.cu. */
-    int stride; /* of a row of x, or a part of one, in shared memory, numbers */
-    bool
-        taken; /* tiles are taken as blocks come to them, by `counter`; else they follow from the block's index */
-    int *counter; /* zero between kernels */
+    int stride;   /* of a row of x, or a part of one, in shared memory, numbers */
+    bool taken;   /* tiles go to blocks that are free; else they follow from the block's index */
+    int *counter; /* of tiles taken, zero between kernels */
     bool f32_out;
     tm_act_kind act;
     /* With norm_w, x is norm(residual + delta) * norm_w, computed by every block; block 0 writes the sum. */
