@@ -71,6 +71,8 @@ static void print_json(const tm_engine_info *i, const figures *f)
     tm_jw_knum(&w, "prepare_s", m->times.prepare);
     tm_jw_knum(&w, "workspaces_s", m->times.work);
     tm_jw_knum(&w, "kv_s", i->kv_seconds);
+    tm_jw_knum(&w, "products_s", m->times.products);
+    tm_jw_knum(&w, "steps_s", m->times.steps);
     tm_jw_knum(&w, "open_s", i->open_seconds);
     tm_jw_knum(&w, "ready_s", f->ready_s);
     tm_jw_kint(&w, "prompt_tokens", f->prompt);
@@ -91,6 +93,8 @@ static void print_table(const tm_engine_info *i, const figures *f)
     printf("  workspaces       %8.3f s\n", m->times.work);
     printf("  KV pool          %8.3f s = %.2f GB a rank\n", i->kv_seconds,
            (double)i->kv_bytes / 1e9);
+    printf("  first products   %8.3f s\n", m->times.products);
+    printf("  first steps      %8.3f s\n", m->times.steps);
     printf("  ready            %8.3f s after the start\n", f->ready_s);
     printf("  first token      %8.3f s after the start, of a prompt of %d tokens\n",
            f->first_token_s, f->prompt);

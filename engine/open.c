@@ -226,8 +226,9 @@ static void log_opened(const tm_engine *e)
     const tm_model_times *t = &i->model.times;
     tm_log(TM_LOG_INFO, "start",
            "check and device %.2f s, weights %.2f s, prepare %.2f s, workspaces %.2f s, "
-           "KV pool %.2f s: %.2f s in all",
-           t->check, t->weights, t->prepare, t->work, i->kv_seconds, i->open_seconds);
+           "KV pool %.2f s, first products %.2f s, first steps %.2f s: %.2f s in all",
+           t->check, t->weights, t->prepare, t->work, i->kv_seconds, t->products, t->steps,
+           i->open_seconds);
 }
 
 tm_status tm_engine_build(tm_engine *e, tm_err *err)
@@ -248,6 +249,8 @@ tm_status tm_engine_build(tm_engine *e, tm_err *err)
                                .queue_max = o->queue_max};
     TM_TRY(open_pool(e, err));
     limit_context(e);
+    TM_TRY(tm_model_warm(e->model, err));
+    e->info.model.times = tm_model_info_get(e->model)->times;
     st = open_plan(e, err);
     if (st == TM_OK && tm_comm_rank(e->comm) == 0)
         st = open_rank0(e, err);

@@ -119,6 +119,15 @@ static void linear_call(lab *l, int call, const void *arg)
     must(c->gated ? l->b->ops->linear_gated(l->dev, &g) : l->b->ops->linear(l->dev, &a), c->name);
 }
 
+/* As the start of an engine does. */
+static void tune(lab *l, int n, int k, int tokens, bool f32)
+{
+    const tm_weight w = {.dtype = TM_DTYPE_BF16, .n = n, .k = k, .data = l->pool};
+    const tm_linear_args a = {
+        .out = l->out, .x = l->x, .w = &w, .n_tokens = tokens, .ldx = k, .ldo = n, .f32_out = f32};
+    must(l->b->ops->linear_tune(l->dev, &a), "tune");
+}
+
 static void bench_linear(lab *l)
 {
     static const linear_case cases[] = {
@@ -140,6 +149,7 @@ static void bench_linear(lab *l)
             if (c.n > 100000 && c.tokens > 256)
                 continue;
             double bytes = (double)c.n * c.k * 2;
+            tune(l, c.n, c.k, c.tokens, c.f32);
             double s = time_calls(l, linear_call, &c, c.n > 100000 || c.tokens > 256 ? 4 : 32);
             printf("%9.1f %4.2f", s * 1e6, bytes / s * 1e-12);
             fflush(stdout);
@@ -607,6 +617,10 @@ static void bench_layers(lab *l)
         layer_case c = {.tokens = tokens[i], .w = w, .inv_freq = w};
         c.attention.s = (attention_shape){tokens[i], 1, 1024, 32, 8, 128};
         setup_attention(l, &c.attention);
+        tune(l, QKV, H, c.tokens, false);
+        tune(l, H, H, c.tokens, false);
+        tune(l, 2 * F, H, c.tokens, false);
+        tune(l, H, F, c.tokens, false);
         double s[4];
         for (int k = 0; k < 4; k++) {
             c.no_attention = k & 1;

@@ -447,6 +447,9 @@ typedef struct tm_op_table {
     tm_status (*linear_heads)(tm_device *dev, const tm_linear_heads_args *a);
     tm_status (*sample)(tm_device *dev, const tm_sample_args *a);
     tm_status (*spread)(tm_device *dev, const tm_spread_args *a); /* over the ranks */
+    /* Finds by trying how `linear` computes products of these sizes fastest, once for each; out is overwritten. Takes
+     * milliseconds, waits for the device, and may not be recorded. Results may differ in their last bits then. */
+    tm_status (*linear_tune)(tm_device *dev, const tm_linear_args *a);
 } tm_op_table;
 
 typedef struct tm_backend {

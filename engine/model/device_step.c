@@ -193,11 +193,10 @@ tm_status tm_device_step_decode(tm_model *m, const tm_batch *batch, int32_t *hos
     TM_TRY(tm_extras_begin_step(m, batch)); /* not part of the recording */
     size_t bytes = fill_decode(m, batch, host, &b);
     TM_TRY(dev->upload(m->dev, ws->batch, host, bytes));
-    if (m->opts.no_graphs)
-        return enqueue(m, &b, samples);
-    tm_decode_graph *g = find_graph(ws, &b, samples);
+    tm_decode_graph *g = m->opts.no_graphs ? NULL : find_graph(ws, &b, samples);
     if (!g) {
-        if (ws->graph_count < TM_DECODE_GRAPHS_MAX)
+        TM_TRY(tm_warm_rows(m, b.n_seqs, INT64_MAX));
+        if (!m->opts.no_graphs && ws->graph_count < TM_DECODE_GRAPHS_MAX)
             ws->graphs[ws->graph_count++] =
                 (tm_decode_graph){.rows = b.n_seqs, .stride = b.max_blocks, .samples = samples};
         return enqueue(m, &b, samples);

@@ -32,10 +32,12 @@ typedef struct tm_model_opts {
 
 /* Seconds of what opening a model consists of. */
 typedef struct tm_model_times {
-    double check;   /* config, tensors, the device, and where there are several their meeting */
-    double weights; /* reading and copying */
-    double prepare; /* the backend's own work on weights */
-    double work;    /* workspaces */
+    double check;    /* config, tensors, the device, and where there are several their meeting */
+    double weights;  /* reading and copying */
+    double prepare;  /* the backend's own work on weights */
+    double work;     /* workspaces */
+    double products; /* tm_model_warm: trying products */
+    double steps;    /* tm_model_warm: the first steps */
 } tm_model_times;
 
 typedef struct tm_model_info {
@@ -67,6 +69,11 @@ const tm_model_info *tm_model_info_get(const tm_model *m);
 tm_status tm_model_mem_free(tm_model *m, size_t *bytes, tm_err *err);
 /* Takes the KV storage, once. */
 tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err);
+
+/* Does what the first requests would otherwise wait for: products are tried and kernels loaded, in a bounded time. After
+ * tm_model_kv_alloc and before the first step, on all ranks together, which agree on the result. Keys and values of
+ * block 0 are undefined afterwards. */
+tm_status tm_model_warm(tm_model *m, tm_err *err);
 
 /* One step. batch arrays are host memory. logits: rank 0 receives [n_logits, vocab] f32 host memory
  * (ignored elsewhere). No step may be in flight. After a failure the group is lost (see parallel/comm.h). */

@@ -26,6 +26,18 @@ typedef struct tm_decode_graph {
 
 #define TM_DECODE_GRAPHS_MAX 192
 
+/* A product of a step with its place in the workspace: one of each shape. */
+typedef struct tm_product {
+    const tm_weight *w;
+    const void *x;
+    void *out;
+    int ldo;
+    bool f32_out;
+} tm_product;
+
+#define TM_PRODUCTS_MAX   16
+#define TM_TUNED_ROWS_MAX 256 /* decode steps beyond that leave the choice to the device */
+
 /* Pinned host memory of a step in flight, and the place behind it in the device's stream. */
 typedef struct tm_flight {
     int32_t *batch;             /* the flat batch */
@@ -78,6 +90,9 @@ typedef struct tm_workspace {
     int blocks_max;                      /* of one sequence */
     tm_decode_graph graphs[TM_DECODE_GRAPHS_MAX];
     int graph_count;
+    tm_product products[TM_PRODUCTS_MAX];
+    int product_count;
+    bool tuned[TM_TUNED_ROWS_MAX + 1]; /* products of so many rows were tried */
     float *gathered; /* host, [R, tp * V of a rank], rank 0 with a padded vocabulary */
     float *joined;   /* [R, vocabulary] of joined devices, rank 0; else NULL */
     int rows_max;
@@ -178,6 +193,10 @@ void tm_sample_step_close(tm_model *m);
 /* The parameters of a step to the device. */
 tm_status tm_sample_step_upload(tm_model *m, const tm_flight *f, const tm_sample_set *set, int n);
 tm_status tm_forward_sample(tm_model *m, int first, int rows);
+
+/* warm.c: the device tries how it computes the products of a step with so many rows fastest, once, as far as it gets by the
+ * deadline (tm_clock_ns). Workspaces other than the batch are overwritten. Nothing before tm_model_warm. */
+tm_status tm_warm_rows(tm_model *m, int rows, int64_t deadline_ns);
 
 /* layer.c: steps that blocks are made of. */
 tm_status tm_run_sum(tm_model *m, void *x, size_t n); /* over the ranks */

@@ -1,5 +1,7 @@
 /* The products that the project asks of cuBLASLt, in plain loops: d = a^T b + beta d for column-major matrices of 16-bit
- * numbers, sums in f32. Anything else is refused, as a shape without an algorithm would be. */
+ * numbers, sums in f32. Anything else is refused, as a shape without an algorithm would be. There are three
+ * algorithms for a number of columns of b and d: one that computes the same as well down to half as many, one that cannot
+ * but passes the check, and one that never runs. */
 #include <cublasLt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +13,8 @@
 struct emu_matmul {
     cublasOperation_t a, b;
 };
+
+enum { ALGO_HALF, ALGO_EXACT, ALGO_NEVER, ALGO_COUNT };
 
 struct emu_layout {
     cudaDataType type;
@@ -36,6 +40,7 @@ static const struct {
     ROW(cublasLtMatmulPreferenceDestroy),
     ROW(cublasLtMatmulPreferenceSetAttribute),
     ROW(cublasLtMatmulAlgoGetHeuristic),
+    ROW(cublasLtMatmulAlgoCheck),
     ROW(cublasLtMatmul),
 #undef ROW
 };
@@ -143,11 +148,35 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     (void)handle, (void)c, (void)preference;
     if (a->rows != b->rows || d->rows != a->cols || d->cols != b->cols)
         return CUBLAS_STATUS_INVALID_VALUE;
-    *count = wanted > 0 && desc->a == CUBLAS_OP_T && desc->b == CUBLAS_OP_N && a->type == b->type &&
-             a->type != CUDA_R_32F;
-    if (*count)
-        results[0] = (cublasLtMatmulHeuristicResult_t){.state = CUBLAS_STATUS_SUCCESS};
+    bool can = desc->a == CUBLAS_OP_T && desc->b == CUBLAS_OP_N && a->type == b->type &&
+               a->type != CUDA_R_32F;
+    *count = can ? TM_MIN(wanted, ALGO_COUNT) : 0;
+    for (int i = 0; i < *count; i++)
+        results[i] = (cublasLtMatmulHeuristicResult_t){.algo = {.data = {b->cols, (uint64_t)i}},
+                                                       .state = CUBLAS_STATUS_SUCCESS};
     return CUBLAS_STATUS_SUCCESS;
+}
+
+static bool algo_takes(const cublasLtMatmulAlgo_t *algo, size_t cols)
+{
+    size_t most = algo->data[0];
+    if (algo->data[1] == ALGO_EXACT)
+        return cols == most;
+    return algo->data[1] == ALGO_HALF && cols <= most && cols * 2 >= most;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                       cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                       cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t *algo,
+                                       cublasLtMatmulHeuristicResult_t *result)
+{
+    (void)handle, (void)desc, (void)c;
+    if (a->rows != b->rows || d->rows != a->cols || d->cols != b->cols)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    *result = (cublasLtMatmulHeuristicResult_t){.algo = *algo, .state = CUBLAS_STATUS_SUCCESS};
+    return algo->data[1] == ALGO_EXACT || algo_takes(algo, b->cols) ? CUBLAS_STATUS_SUCCESS
+                                                                    : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 typedef struct matmul_work {
@@ -224,10 +253,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo,
                               void *workspace, size_t workspace_bytes, cudaStream_t stream)
 {
-    (void)handle, (void)desc, (void)c_layout, (void)algo, (void)workspace, (void)workspace_bytes;
+    (void)handle, (void)desc, (void)c_layout, (void)workspace, (void)workspace_bytes;
     if (c != d || !matrix_inside(a, a_layout) || !matrix_inside(b, b_layout) ||
         !matrix_inside(d, d_layout))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (!algo_takes(algo, b_layout->cols))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     const matmul_work w = {
         *(const float *)alpha, *(const float *)beta, a, b, d, *a_layout, *b_layout, *d_layout};
     return emu_enqueue(stream, run_matmul, &w, sizeof(w)) == cudaSuccess

@@ -190,6 +190,13 @@ tm_status tm_model_kv_alloc(tm_model *m, int n_blocks, tm_err *err)
     return TM_OK;
 }
 
+tm_status tm_model_warm(tm_model *m, tm_err *err)
+{
+    (void)err;
+    TM_ASSERT(m->kv != NULL && m->begun == 0);
+    return TM_OK;
+}
+
 static slot *place(const tm_model *m, const tm_batch *b, int i, int p)
 {
     int bt = m->opts.block_tokens;

@@ -92,6 +92,41 @@ static void linear_test(void **state)
     }
 }
 
+/* After sizes were tried: what was chosen serves them, with a bias, too, and numbers of tokens below that it may or may not
+ * be able to compute. */
+static void tune_test(void **state)
+{
+    (void)state;
+    static const int tried[] = {64, 16, 64, 300, 3}, tokens[] = {64, 50, 33, 32, 20, 16, 15, 9, 3};
+    for (int f32 = 0; f32 < 2; f32++) {
+        linear_shape s = {.n = 264, .k = 256, .f32_out = f32 != 0};
+        size_t nw = (size_t)s.n * (size_t)s.k;
+        void *w = gpu_take(nw * 2), *x = gpu_take((size_t)s.k * 300 * 2);
+        void *out = gpu_take((size_t)s.n * 300 * 4);
+        const tm_weight weight = {.dtype = gpu_dtype, .n = s.n, .k = s.k, .data = w};
+        for (size_t i = 0; i < TM_ARRAY_LEN(tried); i++) {
+            const tm_linear_args a = {.out = out,
+                                      .x = x,
+                                      .w = &weight,
+                                      .n_tokens = tried[i],
+                                      .ldx = s.k,
+                                      .ldo = s.n,
+                                      .f32_out = s.f32_out};
+            assert_int_equal(gpu->ops->linear_tune(gpu_dev, &a), TM_OK);
+        }
+        gpu_free(w), gpu_free(x), gpu_free(out);
+        for (size_t i = 0; i < 2 * TM_ARRAY_LEN(tokens); i++) {
+            s.bias = i % 2 == 1;
+            s.tokens = tokens[i / 2];
+            size_t n = (size_t)s.n * (size_t)s.tokens;
+            float *got = malloc(n * sizeof *got), *want = malloc(n * sizeof *want);
+            run_linear(&s, got, want);
+            op_check(op_nmse(got, want, n), gpu_bound(), "tried [%d, %d] x %d", s.n, s.k, s.tokens);
+            free(got), free(want);
+        }
+    }
+}
+
 /* Twice the same call gives the same bits, also where partial sums of several blocks are added. */
 static void repeat_test(void **state)
 {
@@ -324,7 +359,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_test), cmocka_unit_test(repeat_test), cmocka_unit_test(gated_test),
         cmocka_unit_test(normed_test), cmocka_unit_test(act_test),    cmocka_unit_test(argmax_test),
-        cmocka_unit_test(graph_test),
+        cmocka_unit_test(graph_test),  cmocka_unit_test(tune_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));
 }

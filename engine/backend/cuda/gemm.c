@@ -1,11 +1,12 @@
 /* cuBLASLt, loaded with dlopen so that the same program starts where CUDA is not installed.
  *
  * Row-major out[T,N] = x[T,K] W[N,K]^T is, in the library's column-major eyes, out'[N,T] = W'^T x' with W' [K,N]
- * and x' [K,T]. The chosen algorithm of a shape is kept in a small direct-mapped table: decode batches come back
- * to the same few shapes, and a prompt's odd length costs one search of some tens of microseconds.
+ * and x' [K,T]. What a shape needs is kept in a small direct-mapped table: decode batches come back to the same few
+ * shapes, and a prompt's odd length costs one search of some tens of microseconds.
  *
- * The library's own first guess is not always its best for few tokens, where the weights' bandwidth decides: for the
- * sizes of recorded decode steps its best guesses are timed once, each after L2 was filled with something else. */
+ * The library's own first guess is not always its best for few tokens, where the weights' bandwidth decides. So its
+ * best guesses can be timed (tune), each after L2 was filled with something else; the fastest is kept for good and
+ * also serves somewhat fewer tokens. A product never times anything itself: it would stand in the way of a request. */
 #include "engine/backend/cuda/gemm.h"
 
 #include <cublasLt.h>
@@ -15,13 +16,17 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 
 #define PLANS           1024
+#define CHOICES         512
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define CANDIDATES      12
 #define TIMED_ROUNDS    3
 #define TIMED_TOKENS                                                                               \
-    256 /* more tokens keep the first guess: prompts have too many lengths to time each */
+    256 /* more tokens keep the first guess: the weights' bandwidth decides no longer */
+#define NEAR_BEST  1.15f /* what is slower than that in one round is not timed again */
+#define LOADING_NS 50000 /* a launch that takes the host longer has loaded the kernel's code */
 #define STRING2(x) #x
 #define STRING(x)  STRING2(x)
 #define LIBRARY    "libcublasLt.so." STRING(CUBLAS_VER_MAJOR)
@@ -39,6 +44,7 @@
     X(cublasLtMatmulPreferenceDestroy)                                                             \
     X(cublasLtMatmulPreferenceSetAttribute)                                                        \
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+    X(cublasLtMatmulAlgoCheck)                                                                     \
     X(cublasLtMatmul)
 
 typedef struct key {
@@ -51,14 +57,24 @@ typedef struct plan {
     cublasLtMatmulDesc_t op; /* NULL: an empty place */
     cublasLtMatrixLayout_t w, x, out;
     cublasLtMatmulAlgo_t algo;
+    bool borrowed; /* the algorithm was chosen for another number of tokens */
 } plan;
+
+/* The fastest algorithm of a shape that was timed. */
+typedef struct choice {
+    key of;
+    cublasLtMatmulAlgo_t algo;
+} choice;
 
 struct tm_cuda_gemm {
     void *library;
     cublasLtHandle_t handle;
     cublasLtMatmulPreference_t preference;
     void *workspace;
+    cudaEvent_t begin[CANDIDATES], end[CANDIDATES];
     plan plans[PLANS];
+    choice choices[CHOICES];
+    int choice_count;
 #define MEMBER(name) __typeof__(&name) name;
     FUNCTIONS(MEMBER)
 #undef MEMBER
@@ -77,6 +93,17 @@ static bool find_functions(tm_cuda_gemm *g)
     FUNCTIONS(FIND)
 #undef FIND
     return true;
+}
+
+static cudaError_t create_events(tm_cuda_gemm *g)
+{
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; e == cudaSuccess && i < CANDIDATES; i++) {
+        e = cudaEventCreate(&g->begin[i]);
+        if (e == cudaSuccess)
+            e = cudaEventCreate(&g->end[i]);
+    }
+    return e;
 }
 
 tm_status tm_cuda_gemm_create(tm_cuda_gemm **out, tm_err *err)
@@ -102,6 +129,8 @@ tm_status tm_cuda_gemm_create(tm_cuda_gemm **out, tm_err *err)
         st = TM_FAIL(err, TM_STATUS_INTERNAL, "cuBLASLt does not start on this device");
     else if (cudaMalloc(&g->workspace, WORKSPACE_BYTES) != cudaSuccess)
         st = TM_FAIL(err, TM_STATUS_NO_MEMORY, "no device memory for cuBLASLt's workspace");
+    else if (create_events(g) != cudaSuccess)
+        st = TM_FAIL(err, TM_STATUS_INTERNAL, "no events for cuBLASLt's choices");
     if (st != TM_OK) {
         tm_cuda_gemm_destroy(g);
         return st;
@@ -129,6 +158,12 @@ void tm_cuda_gemm_destroy(tm_cuda_gemm *g)
         return;
     for (size_t i = 0; i < PLANS; i++)
         drop_plan(g, &g->plans[i]);
+    for (int i = 0; i < CANDIDATES; i++) {
+        if (g->begin[i])
+            cudaEventDestroy(g->begin[i]);
+        if (g->end[i])
+            cudaEventDestroy(g->end[i]);
+    }
     if (g->preference)
         g->cublasLtMatmulPreferenceDestroy(g->preference);
     if (g->handle)
@@ -161,62 +196,10 @@ static cublasStatus_t matmul(tm_cuda_gemm *g, const plan *p, const cublasLtMatmu
                              c->stream);
 }
 
-/* Seconds of one run with a cold L2, or a negative number. */
-static float time_algo(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulAlgo_t *algo,
-                       const tm_linear_args *a, const tm_cuda_ctx *c, const cudaEvent_t ends[2])
-{
-    float ms = -1.0f;
-    if (cudaMemsetAsync(c->scratch, 0, TM_CUDA_SCRATCH_BYTES, c->stream) != cudaSuccess ||
-        cudaEventRecord(ends[0], c->stream) != cudaSuccess ||
-        matmul(g, p, algo, a, 0.0f, c) != CUBLAS_STATUS_SUCCESS ||
-        cudaEventRecord(ends[1], c->stream) != cudaSuccess ||
-        cudaEventSynchronize(ends[1]) != cudaSuccess ||
-        cudaEventElapsedTime(&ms, ends[0], ends[1]) != cudaSuccess)
-        return -1.0f;
-    return ms;
-}
-
-/* The index of the fastest of found[count]; what out holds is overwritten by its own result again and again. */
-static int fastest(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulHeuristicResult_t *found,
-                   int count, const tm_linear_args *a, const tm_cuda_ctx *c)
-{
-    cudaEvent_t ends[2] = {NULL, NULL};
-    float best[CANDIDATES];
-    int winner = 0;
-    if (cudaEventCreate(&ends[0]) != cudaSuccess || cudaEventCreate(&ends[1]) != cudaSuccess)
-        count = 0;
-    for (int round = 0; round < TIMED_ROUNDS; round++)
-        for (int i = 0; i < count; i++) {
-            float ms = time_algo(g, p, &found[i].algo, a, c, ends);
-            if (round == 0 || (ms >= 0 && ms < best[i]))
-                best[i] = ms;
-        }
-    for (int i = 1; i < count; i++)
-        if (best[i] >= 0 && (best[winner] < 0 || best[i] < best[winner]))
-            winner = i;
-    for (int i = 0; i < 2; i++)
-        if (ends[i])
-            cudaEventDestroy(ends[i]);
-    return winner;
-}
-
-/* Not while a graph is recorded, nor where out holds what is added to. */
-static bool may_time(const tm_linear_args *a, bool add, const tm_cuda_ctx *c)
-{
-    enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusActive;
-    return a->n_tokens <= TIMED_TOKENS && a->n_tokens % 8 == 0 && !add &&
-           cudaStreamIsCapturing(c->stream, &recording) == cudaSuccess &&
-           recording == cudaStreamCaptureStatusNone;
-}
-
-static int make_plan(tm_cuda_gemm *g, const key *k, plan *p, const tm_linear_args *a, bool add,
-                     const tm_cuda_ctx *c)
+static int describe(tm_cuda_gemm *g, const key *k, plan *p)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     cudaDataType_t in = data_type(k->dtype), out = k->f32_out ? CUDA_R_32F : in;
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-    const bool timed = may_time(a, add, c);
-    int count = 0;
     p->of = *k;
     int st = g->cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (!st)
@@ -229,16 +212,65 @@ static int make_plan(tm_cuda_gemm *g, const key *k, plan *p, const tm_linear_arg
     if (!st)
         st = g->cublasLtMatrixLayoutCreate(&p->out, out, (uint64_t)k->n, (uint64_t)k->tokens,
                                            k->ldo);
+    return st;
+}
+
+/* The library's best guesses, the best first, of which there are 1 to `wanted`. */
+static int guess(tm_cuda_gemm *g, const plan *p, int wanted, cublasLtMatmulHeuristicResult_t *found,
+                 int *count)
+{
+    *count = 0;
+    int st = g->cublasLtMatmulAlgoGetHeuristic(g->handle, p->op, p->w, p->x, p->out, p->out,
+                                               g->preference, wanted, found, count);
+    return !st && *count == 0 ? (int)CUBLAS_STATUS_NOT_SUPPORTED : st;
+}
+
+static bool same_key(const key *a, const key *b)
+{
+    return a->n == b->n && a->k == b->k && a->tokens == b->tokens && a->ldx == b->ldx &&
+           a->ldo == b->ldo && a->f32_out == b->f32_out && a->dtype == b->dtype;
+}
+
+/* What was chosen for as many tokens, or for the next larger number up to twice as many; NULL when nothing was. */
+static const choice *find_choice(const tm_cuda_gemm *g, const key *k)
+{
+    const choice *best = NULL;
+    for (int i = 0; i < g->choice_count; i++) {
+        const choice *c = &g->choices[i];
+        key wanted = *k;
+        wanted.tokens = c->of.tokens;
+        if (c->of.tokens >= k->tokens && c->of.tokens <= 2 * k->tokens &&
+            same_key(&c->of, &wanted) && (!best || c->of.tokens < best->of.tokens))
+            best = c;
+    }
+    return best;
+}
+
+static bool usable(tm_cuda_gemm *g, const plan *p, const cublasLtMatmulAlgo_t *algo)
+{
+    cublasLtMatmulHeuristicResult_t r = {.state = CUBLAS_STATUS_SUCCESS};
+    return g->cublasLtMatmulAlgoCheck(g->handle, p->op, p->w, p->x, p->out, p->out, algo, &r) ==
+               CUBLAS_STATUS_SUCCESS &&
+           r.state == CUBLAS_STATUS_SUCCESS && r.workspaceSize <= WORKSPACE_BYTES;
+}
+
+/* may_borrow: with an algorithm that was chosen for another number of tokens. */
+static int make_plan(tm_cuda_gemm *g, const key *k, plan *p, bool may_borrow)
+{
+    cublasLtMatmulHeuristicResult_t found = {0};
+    const choice *c = find_choice(g, k);
+    int count, st = describe(g, k, p);
+    if (!st && c && (c->of.tokens == k->tokens || (may_borrow && usable(g, p, &c->algo)))) {
+        p->algo = c->algo;
+        p->borrowed = c->of.tokens != k->tokens;
+        return 0;
+    }
     if (!st)
-        st =
-            g->cublasLtMatmulAlgoGetHeuristic(g->handle, p->op, p->w, p->x, p->out, p->out,
-                                              g->preference, timed ? CANDIDATES : 1, found, &count);
-    if (!st && count == 0)
-        st = CUBLAS_STATUS_NOT_SUPPORTED;
+        st = guess(g, p, 1, &found, &count);
     if (st)
         drop_plan(g, p);
     else
-        p->algo = found[timed && count > 1 ? fastest(g, p, found, count, a, c) : 0].algo;
+        p->algo = found.algo;
     return st;
 }
 
@@ -251,36 +283,148 @@ static plan *place_of(tm_cuda_gemm *g, const key *k)
     return &g->plans[(h >> 40) % PLANS];
 }
 
-static bool same_key(const key *a, const key *b)
+static key key_of(const tm_linear_args *a)
 {
-    return a->n == b->n && a->k == b->k && a->tokens == b->tokens && a->ldx == b->ldx &&
-           a->ldo == b->ldo && a->f32_out == b->f32_out && a->dtype == b->dtype;
+    return (key){.n = a->w->n,
+                 .k = a->w->k,
+                 .tokens = a->n_tokens,
+                 .ldx = a->ldx,
+                 .ldo = a->ldo,
+                 .f32_out = a->f32_out,
+                 .dtype = a->w->dtype};
 }
 
-int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const tm_cuda_ctx *c)
+static int run_plan(tm_cuda_gemm *g, const plan *p, const tm_linear_args *a, bool add,
+                    const tm_cuda_ctx *c)
 {
-    const key k = {.n = a->w->n,
-                   .k = a->w->k,
-                   .tokens = a->n_tokens,
-                   .ldx = a->ldx,
-                   .ldo = a->ldo,
-                   .f32_out = a->f32_out,
-                   .dtype = a->w->dtype};
-    plan *p = place_of(g, &k);
-    if (!p->op || !same_key(&p->of, &k)) {
-        drop_plan(g, p);
-        int st = make_plan(g, &k, p, a, add, c);
-        if (st)
-            return st;
-    }
     tm_cuda_profile *profile = c->profile; /* may be set meanwhile */
     if (profile) {
         char name[80];
-        snprintf(name, sizeof(name), "cublaslt [%d, %d] x %d", k.n, k.k, k.tokens);
+        snprintf(name, sizeof(name), "cublaslt [%d, %d] x %d", p->of.n, p->of.k, p->of.tokens);
         tm_cuda_profile_enter(profile, g, name, c->stream);
     }
     int st = matmul(g, p, &p->algo, a, add ? 1.0f : 0.0f, c);
     if (profile)
         tm_cuda_profile_leave(profile, c->stream);
     return st;
+}
+
+int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const tm_cuda_ctx *c)
+{
+    const key k = key_of(a);
+    plan *p = place_of(g, &k);
+    int st = 0;
+    if (!p->op || !same_key(&p->of, &k)) {
+        drop_plan(g, p);
+        st = make_plan(g, &k, p, true);
+    }
+    if (!st)
+        st = run_plan(g, p, a, add, c);
+    if (!st || !p->borrowed)
+        return st;
+    /* The library's check of the shape does not look at everything: so its own guess. */
+    drop_plan(g, p);
+    st = make_plan(g, &k, p, false);
+    return st ? st : run_plan(g, p, a, add, c);
+}
+
+/* Candidates in one round: ms of each, negative where it cannot run. */
+typedef struct contest {
+    const plan *p;
+    const tm_linear_args *a;
+    const tm_cuda_ctx *c;
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    float ms[CANDIDATES];
+    bool out[CANDIDATES]; /* takes part no longer */
+    int count;
+} contest;
+
+/* Enqueues a run with a cold L2 between the candidate's events. Where it had to load the kernel's code first, for which the
+ * device has waited, once more. */
+static cudaError_t enqueue_candidate(tm_cuda_gemm *g, contest *t, int i)
+{
+    int64_t took = LOADING_NS + 1;
+    for (int k = 0; k < 2 && took > LOADING_NS; k++) {
+        cudaError_t e = cudaMemsetAsync(t->c->scratch, 0, TM_CUDA_SCRATCH_BYTES, t->c->stream);
+        if (e == cudaSuccess)
+            e = cudaEventRecord(g->begin[i], t->c->stream);
+        if (e != cudaSuccess)
+            return e;
+        int64_t from = tm_clock_ns();
+        t->out[i] = matmul(g, t->p, &t->found[i].algo, t->a, 0.0f, t->c) != CUBLAS_STATUS_SUCCESS;
+        took = tm_clock_ns() - from;
+        if (t->out[i])
+            return cudaSuccess;
+        e = cudaEventRecord(g->end[i], t->c->stream);
+        if (e != cudaSuccess)
+            return e;
+    }
+    return cudaSuccess;
+}
+
+/* All that still take part, one behind the other; the best of all rounds counts. */
+static cudaError_t run_round(tm_cuda_gemm *g, contest *t)
+{
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; e == cudaSuccess && i < t->count; i++)
+        if (!t->out[i])
+            e = enqueue_candidate(g, t, i);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(t->c->stream);
+    for (int i = 0; e == cudaSuccess && i < t->count; i++) {
+        float ms = 0.0f;
+        if (t->out[i])
+            continue;
+        e = cudaEventElapsedTime(&ms, g->begin[i], g->end[i]);
+        t->ms[i] = t->ms[i] < 0 ? ms : TM_MIN(t->ms[i], ms);
+    }
+    return e;
+}
+
+/* The index of the fastest, or -1. */
+static int leader(const contest *t)
+{
+    int best = -1;
+    for (int i = 0; i < t->count; i++)
+        if (t->ms[i] >= 0 && (best < 0 || t->ms[i] < t->ms[best]))
+            best = i;
+    return best;
+}
+
+static cudaError_t hold_contest(tm_cuda_gemm *g, contest *t, int *winner)
+{
+    for (int i = 0; i < CANDIDATES; i++)
+        t->ms[i] = -1.0f;
+    for (int round = 0; round < TIMED_ROUNDS; round++) {
+        cudaError_t e = run_round(g, t);
+        if (e != cudaSuccess)
+            return e;
+        *winner = leader(t);
+        for (int i = 0; *winner >= 0 && i < t->count; i++)
+            t->out[i] = t->out[i] || t->ms[i] > NEAR_BEST * t->ms[*winner];
+    }
+    return cudaSuccess;
+}
+
+cudaError_t tm_cuda_gemm_tune(tm_cuda_gemm *g, const tm_linear_args *a, const tm_cuda_ctx *c)
+{
+    const key k = key_of(a);
+    const choice *have = find_choice(g, &k);
+    plan p = {0}, *place = place_of(g, &k);
+    contest t = {.p = &p, .a = a, .c = c};
+    cudaError_t e = cudaSuccess;
+    int winner = -1;
+    if (k.tokens > TIMED_TOKENS || g->choice_count == CHOICES ||
+        (have && have->of.tokens == k.tokens))
+        return cudaSuccess;
+    /* What the library refuses here it refuses again when the product is wanted, which is then told. */
+    if (!describe(g, &k, &p) && !guess(g, &p, CANDIDATES, t.found, &t.count))
+        e = hold_contest(g, &t, &winner);
+    drop_plan(g, &p);
+    if (winner < 0 || e != cudaSuccess)
+        return e;
+    g->choices[g->choice_count++] = (choice){k, t.found[winner].algo};
+    if (place->op && same_key(&place->of, &k))
+        drop_plan(g, place);
+    return cudaSuccess;
 }

@@ -14,5 +14,8 @@ void tm_cuda_gemm_destroy(tm_cuda_gemm *g);
 bool tm_cuda_gemm_fits(const tm_linear_args *a, const tm_cuda_ctx *c);
 /* out = x W^T, or out += x W^T when `add`. 0, or the library's status. */
 int tm_cuda_gemm_run(tm_cuda_gemm *g, const tm_linear_args *a, bool add, const tm_cuda_ctx *c);
+/* Times the library's best guesses for this shape, up to 256 tokens, once; from then on the fastest runs, with and without
+ * `add`. out is overwritten. Not while a graph is recorded. */
+cudaError_t tm_cuda_gemm_tune(tm_cuda_gemm *g, const tm_linear_args *a, const tm_cuda_ctx *c);
 
 #endif

@@ -108,18 +108,39 @@ static bool aligned(const void *p)
     return (uintptr_t)p % 16 == 0;
 }
 
+/* Products whose numbers the fast kernels can read. */
+static bool skinny_takes(const tm_device *dev, const tm_linear_args *a)
+{
+    return aligned(a->x) && aligned(a->w->data) &&
+           tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx);
+}
+
+static bool gemm_takes(const tm_device *dev, const tm_linear_args *a)
+{
+    return aligned(a->x) && aligned(a->w->data) && aligned(a->out) &&
+           tm_cuda_gemm_fits(a, &dev->ctx);
+}
+
 static tm_status op_linear(tm_device *dev, const tm_linear_args *a)
 {
     if (a->n_tokens == 0)
         return TM_OK;
-    bool fast = aligned(a->x) && aligned(a->w->data);
-    if (fast && tm_cuda_skinny_fits(a->w, a->n_tokens, a->ldx, &dev->ctx))
+    if (skinny_takes(dev, a))
         return TM_CUDA(dev, tm_cuda_skinny_launch(a, NULL, &dev->ctx));
-    if (fast && aligned(a->out) && tm_cuda_gemm_fits(a, &dev->ctx))
+    if (gemm_takes(dev, a))
         return gemm(dev, a);
     if (tm_cuda_linear_f32_fits(a))
         return TM_CUDA(dev, tm_cuda_linear_f32_launch(a, &dev->ctx));
     return TM_CUDA(dev, tm_cuda_linear_any_launch(a, &dev->ctx));
+}
+
+static tm_status op_linear_tune(tm_device *dev, const tm_linear_args *a)
+{
+    if (a->n_tokens == 0 || skinny_takes(dev, a) || !gemm_takes(dev, a))
+        return TM_OK;
+    if (dev->poisoned)
+        return TM_STATUS_INTERNAL;
+    return TM_CUDA(dev, tm_cuda_gemm_tune(dev->gemm, a, &dev->ctx));
 }
 
 static tm_status op_linear_heads(tm_device *dev, const tm_linear_heads_args *a)
@@ -211,6 +232,7 @@ const tm_op_table tm_cuda_ops = {
     .embed = op_embed,
     .norm = op_norm,
     .linear = op_linear,
+    .linear_tune = op_linear_tune,
     .rope_append = op_rope_append,
     .attention_prefill = op_attention_prefill,
     .attention_decode = op_attention_decode,
