@@ -500,8 +500,10 @@ static void bench_sample(lab *l)
         {"top-k 50", {.scale = 1, .top_k = 50}},
         {"top-k 50, penalties",
          {.scale = 1, .top_k = 50, .n_seen = SEEN, .repetition = 1.1f, .presence = 0.5f}},
+        {"top-k 50, top-p 0.9", {.scale = 1, .top_k = 50, .top_p = (uint64_t)(0.9 * 0x1p64)}},
         {"min-p 0.05", {.scale = 1, .min_p = 0.05f}},
         {"hot, top-p 0.9", {.scale = 0.2f, .top_p = (uint64_t)(0.9 * 0x1p64)}},
+        {"hot, top-k 50", {.scale = 0.2f, .top_k = 50}},
     };
     size_t bytes = (size_t)SAMPLE_ROWS * VOCAB * sizeof(float);
     tm_sample_edit *edits = malloc((size_t)SAMPLE_ROWS * SEEN * sizeof *edits);

@@ -1,7 +1,8 @@
 /* The operator `sample` against the engine's sampler: the same rows and parameters, the same tokens and
  * log-probabilities, bit for bit.
  *
- * Rows are peaked, flat, of few values (ties everywhere), all equal, with minus infinities, or broken. */
+ * Rows are peaked, flat, of few values (ties everywhere), all equal, nearly so but for one far above, with minus
+ * infinities, or broken. */
 #include <math.h>
 
 #include "common/check.h"
@@ -11,7 +12,18 @@
 
 enum { ROWS_MAX = 6, TOKENS = 50, PROMPT = 30, EDITS_MAX = 4096 };
 
-typedef enum row_kind { PEAKED, FLAT, STEPS, EQUAL, HOLES, NANS, BROKEN, KINDS } row_kind;
+typedef enum row_kind {
+    PEAKED,
+    FLAT,
+    STEPS,
+    EQUAL,
+    FAR,
+    CROWD,
+    HOLES,
+    NANS,
+    BROKEN,
+    KINDS
+} row_kind;
 
 static void fill_row(rng *r, row_kind kind, float *x, int n)
 {
@@ -24,6 +36,8 @@ static void fill_row(rng *r, row_kind kind, float *x, int n)
             x[i] = (float)rng_between(r, -steps, steps);
         else if (kind == EQUAL)
             x[i] = i % 2 ? 0.0f : -0.0f;
+        else if (kind == FAR || kind == CROWD)
+            x[i] = (float)((kind == FAR ? -15.0 : -3.0) + 0.01 * a);
         else if (kind == BROKEN)
             x[i] = NAN;
         else if ((kind == HOLES || kind == NANS) && rng_below(r, 3))
@@ -31,6 +45,8 @@ static void fill_row(rng *r, row_kind kind, float *x, int n)
     }
     if (kind == HOLES || kind == NANS)
         x[rng_below(r, n)] = 1.0f;
+    if (kind == FAR || kind == CROWD)
+        x[rng_below(r, n)] = 0.0f;
     if (kind == BROKEN && rng_below(r, 2))
         x[rng_below(r, n)] = rng_below(r, 2) ? INFINITY : -INFINITY;
 }
@@ -214,6 +230,34 @@ static void filters_test(void **state)
         }
 }
 
+/* Cuts with thousands of weights above them, near them, or equal to them. */
+static void crowds_test(void **state)
+{
+    (void)state;
+    static const row_kind kinds[] = {PEAKED, FLAT, STEPS, EQUAL, FAR, CROWD, HOLES};
+    static const float shares[] = {0.6f, 0.97f, 0.995f, 0.998f};
+    rng r = {rng_seed("sample_crowds", 14)};
+    bool emulated = strstr(gpu->dev->describe(gpu_dev), "emulated");
+    for (int i = 0; i < (emulated ? 48 : 400); i++) {
+        tm_sampling p = tm_sampling_default();
+        int n = rng_between(&r, 6000, 24000);
+        p.seed = rng_u64(&r);
+        p.temperature = rng_below(&r, 3) ? 8.0f : 1.0f;
+        if (i % 3 != 1)
+            p.top_k = rng_between(&r, 4000, n);
+        if (i % 3)
+            p.top_p = shares[rng_below(&r, 4)];
+        if (i % 4 == 0)
+            p.min_p = rng_below(&r, 2) ? 0.9f : 0.1f;
+        if (i % 5 == 0)
+            p.logprobs = 3;
+        const row_kind kind = kinds[rng_below(&r, 7)];
+        if (kind == FAR)
+            p.temperature = 1.0f;
+        one_step(&r, rng_between(&r, 1, 2), n, kind, &p);
+    }
+}
+
 /* A row as long as a large vocabulary, not a multiple of anything. */
 static void large_test(void **state)
 {
@@ -223,6 +267,9 @@ static void large_test(void **state)
     p.top_p = 0.9f;
     p.seed = 5;
     one_step(&r, 1, 151937, PEAKED, &p);
+    p.top_k = 60000;
+    p.top_p = 0.6f;
+    one_step(&r, 4, 100000, CROWD, &p);
     if (strstr(gpu->dev->describe(gpu_dev), "emulated"))
         return;
     for (int i = 0; i < 40; i++)
@@ -260,9 +307,8 @@ static void refused_test(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(filters_test),
-        cmocka_unit_test(random_test),
-        cmocka_unit_test(large_test),
+        cmocka_unit_test(filters_test), cmocka_unit_test(random_test),
+        cmocka_unit_test(crowds_test),  cmocka_unit_test(large_test),
         cmocka_unit_test(refused_test),
     };
     return gpu_run(tests, TM_ARRAY_LEN(tests));

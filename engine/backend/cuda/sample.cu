@@ -1,165 +1,110 @@
 /* Sampling: one token of each row by the parameters of engine/sample, without the row leaving the device.
  *
- * Four kernels. keys: the largest logit of every chunk of a row; the whole GPU reads all rows. begin: one block a row
- * reports log-probabilities, edits the row and takes the largest logit of a greedy one, for which the following two
- * have nothing to do. weigh: weight and mass of every chunk, again by the whole GPU. choose: one block a row cuts and
- * draws, and looks only at chunks whose largest weight is not below every cut. So rows of a language model are read
- * twice, and greedy ones once.
+ * Four kernels. keys: edits, and the largest logit of every chunk of a row; the whole GPU reads all rows. begin: one
+ * block a row reports log-probabilities, takes the largest logit of a greedy row, for which the following two have
+ * nothing to do, and says which weights are too small to stay. weigh: mass of every chunk, and a histogram of the weights
+ * where a cut is sought, again by the whole GPU. choose: a cluster a row cuts and draws (sample_cut.cuh, sample_draw.cuh).
+ *
+ * A row of n logits, 4n bytes, is read by keys and, unless it is greedy, by weigh; with top-k or min-p alone weigh reads
+ * only the chunks of the best ones. choose reads what the cut leaves, a few chunks; where thousands of tokens stay, it
+ * reads the row twice (once to list the bin with the cut, once to weigh what stays), as weights, which weigh has put in
+ * the logits' places, 4n bytes more. Edits are 8 bytes each and are looked at by every block of the row.
  *
  * Sums are of whole numbers (engine/sample/mass.h), so the order in which threads come does not show: cuts and draws
  * are those of the CPU, bit for bit. */
-#include "engine/backend/cuda/sample_choose.cuh"
+#include "engine/backend/cuda/sample_detail.cuh"
+#include "engine/backend/cuda/sample_draw.cuh"
+#include "engine/backend/cuda/sample_edit.cuh"
 
 namespace
 {
 
 constexpr int PART = 256; /* threads of keys and weigh */
 constexpr int CHUNKS_MAX = TM_SAMPLE_VOCAB_MAX / CHUNK;
-constexpr int TOP_KEYS = (TM_SAMPLE_TOP_MAX * CHUNK + THREADS - 1) / THREADS;
 
 typedef struct row_state {
-    float max; /* after edits */
-    int draws; /* 0: the token is known, or there is none */
+    float max;          /* after edits */
+    bool draws;         /* else the token is known, or there is none */
+    bool keeps;         /* weights take the logits' places */
+    range r;            /* what lies below has no mass, or cannot stay */
+    u64 total;          /* mass of the row, where top_p is the first filter */
+    unsigned listed[2]; /* of two lists */
 } row_state;
 
 /* Places in the device's scratch memory. */
 typedef struct work {
     row_state *states; /* [R] */
     u64 *masses;       /* [R, chunks] */
+    u64 *lists;        /* [R, LIST] */
+    u64 *bin_masses;   /* [R, 2, BINS] */
+    unsigned *bin_counts;
     /* [R, chunks]: order_of the largest logit, then bits of the largest weight, then ties */
     unsigned *keys;
     int chunks;
 } work;
+
+__device__ __forceinline__ histogram histogram_of(const work &w, int row, int i)
+{
+    const size_t at = ((size_t)row * 2 + (size_t)i) * BINS;
+    return {w.bin_masses + at, w.bin_counts + at};
+}
 
 __device__ __forceinline__ float *row_at(const tm_sample_args &a, int row)
 {
     return a.x + (size_t)row * (size_t)(a.ld ? a.ld : a.n);
 }
 
-/* This lane's part of the key of chunk c, which is the largest of all lanes. */
-__device__ __forceinline__ unsigned lane_key(const float *x, int n, int c)
+/* The chunks of a block in keys and weigh. */
+__device__ __forceinline__ stretch stretch_of(int chunks)
 {
-    unsigned key = 0;
-#pragma unroll
-    for (int j = 0; j < EACH; j++) {
-        const int i = c * CHUNK + j * 32 + lane_id();
-        if (i < n)
-            key = max(key, order_of(x[i]));
-    }
-    return key;
+    const int each = (chunks + (int)gridDim.x - 1) / (int)gridDim.x;
+    const int begin = min((int)blockIdx.x * each, chunks);
+    return {begin, min(begin + each, chunks)};
 }
 
-/* Two chunks at once: loads under way are what this waits for. */
-__global__ void __launch_bounds__(PART) keys_kernel(tm_sample_args a, work w)
+/* ---- keys ---- */
+
+/* The key of a chunk, from all lanes' parts. */
+__device__ __forceinline__ unsigned key_of(const float (&v)[EACH])
+{
+    float top = v[0];
+#pragma unroll
+    for (int j = 1; j < EACH; j++)
+        top = fmaxf(top, v[j]); /* passes over what is not a number */
+    return __reduce_max_sync(ALL, order_of(top));
+}
+
+/* Log-probabilities are of the row before edits, so where they are wanted begin edits. */
+__global__ void __launch_bounds__(PART, 4) keys_kernel(tm_sample_args a, work w)
 {
     wait_previous();
     start_next();
-    const int row = (int)blockIdx.y, step = (int)gridDim.x * (PART / 32);
-    const float *x = row_at(a, row);
+    const int row = (int)blockIdx.y;
+    const tm_sample_row p = a.rows[row];
+    const stretch part = stretch_of(w.chunks);
+    float *x = row_at(a, row);
     unsigned *keys = w.keys + (size_t)row * w.chunks;
-    for (int c = (int)blockIdx.x * (PART / 32) + warp_id(); c < w.chunks; c += 2 * step) {
-        const unsigned first = lane_key(x, a.n, c), second = lane_key(x, a.n, c + step);
-        const unsigned a_key = __reduce_max_sync(ALL, first),
-                       b_key = __reduce_max_sync(ALL, second);
-        if (lane_id() == 0) {
-            keys[c] = a_key;
-            if (c + step < w.chunks)
-                keys[c + step] = b_key;
+    const bool packed = is_packed(x);
+    if (edits_of(p) > 0 && !p.logprobs)
+        edit_stretch(p, x, a.edits + p.first_edit, part, [](int) {});
+    for (int c = part.begin + warp_id(); c < part.end; c += AHEAD * (PART / 32)) {
+        float v[AHEAD][EACH];
+#pragma unroll
+        for (int q = 0; q < AHEAD; q++) {
+            const int at = c + q * (PART / 32);
+            load_chunk(v[q], x, at < part.end ? a.n : 0, at, packed, NAN);
+        }
+#pragma unroll
+        for (int q = 0; q < AHEAD; q++) {
+            const int at = c + q * (PART / 32);
+            const unsigned key = key_of(v[q]);
+            if (lane_id() == 0 && at < part.end)
+                keys[at] = key;
         }
     }
 }
 
 /* ---- begin ---- */
-
-/* The largest chunk key and, among equal ones, the lowest chunk: key and complement of the chunk. */
-__device__ u64 best_chunk(slots_t &slots, const unsigned *keys, int chunks, u64 below)
-{
-    u64 best = 0;
-    for (int c = (int)threadIdx.x; c < chunks; c += THREADS) {
-        const u64 key = (u64)keys[c] << 32 | (0xffffffffu - (unsigned)c);
-        if (keys[c] && key < below && key > best)
-            best = key;
-    }
-    return block_max(slots, best);
-}
-
-__device__ __forceinline__ int index_of(u64 key)
-{
-    return (int)(0xffffffffu - (unsigned)key);
-}
-
-/* The k best chunks hold the k best logits: outside of them every logit has k chunks with a better one each. */
-__device__ void list_tops(slots_t &slots, int *picked, const float *x, const unsigned *keys,
-                          int chunks, int n, int k, tm_sample_detail *d)
-{
-    int have = 0, count = 0;
-    u64 below = ~0ull, own[TOP_KEYS];
-    for (; have < k; have++) {
-        below = best_chunk(slots, keys, chunks, below);
-        if (!below)
-            break;
-        if (threadIdx.x == 0)
-            picked[have] = index_of(below);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int s = 0; s < TOP_KEYS; s++) {
-        const int at = s * THREADS + (int)threadIdx.x;
-        const int i = at < have * CHUNK ? picked[at / CHUNK] * CHUNK + at % CHUNK : n;
-        const unsigned order = i < n ? order_of(x[i]) : 0;
-        own[s] = order ? (u64)order << 32 | (0xffffffffu - (unsigned)i) : 0;
-    }
-    for (below = ~0ull; count < k; count++) {
-        u64 best = 0;
-#pragma unroll
-        for (int s = 0; s < TOP_KEYS; s++)
-            best = own[s] < below && own[s] > best ? own[s] : best;
-        below = block_max(slots, best);
-        if (!below)
-            break;
-        if (threadIdx.x == 0) {
-            d->top_ids[count] = index_of(below);
-            d->top_logits[count] = x[index_of(below)];
-        }
-    }
-    if (threadIdx.x == 0)
-        d->top_count = count;
-}
-
-/* Of the row before edits. */
-__device__ void describe(slots_t &slots, const float *x, const unsigned *keys, int chunks, int n,
-                         float max, tm_sample_detail *d)
-{
-    u64 mass = 0;
-    for (int c = warp_id(); c < chunks; c += WARPS) {
-        if (!keys[c] || __fsub_rn(value_of(keys[c]), max) < NO_MASS)
-            continue;
-#pragma unroll
-        for (int j = 0; j < EACH; j++) {
-            const int i = c * CHUNK + j * 32 + lane_id();
-            mass += i < n ? mass_of(weight_of(x[i], max, 1.0f)) : 0;
-        }
-    }
-    mass = block_sum(slots, mass);
-    if (threadIdx.x == 0) {
-        d->mass = mass;
-        d->max = max;
-    }
-}
-
-/* The edits of one kind; each leaves the logit that it found. */
-template <typename F>
-__device__ void edit(float *x, tm_sample_edit *edits, int n, unsigned *touched, F change)
-{
-    for (int i = (int)threadIdx.x; i < n; i += THREADS) {
-        const tm_sample_edit e = edits[i];
-        const float before = x[e.token];
-        x[e.token] = change(before, e.value);
-        edits[i].value = before;
-        atomicOr(&touched[e.token / CHUNK / 32], 1u << (e.token / CHUNK % 32));
-    }
-    __syncthreads();
-}
 
 __device__ void edit_row(const tm_sample_row &p, float *x, tm_sample_edit *edits, unsigned *keys,
                          int chunks, int n, unsigned *touched)
@@ -167,21 +112,22 @@ __device__ void edit_row(const tm_sample_row &p, float *x, tm_sample_edit *edits
     for (int i = (int)threadIdx.x; i < CHUNKS_MAX / 32; i += THREADS)
         touched[i] = 0;
     __syncthreads();
-    edit(x, edits, p.n_seen, touched, [&](float v, float times) {
-        v = v > 0.0f ? __fdiv_rn(v, p.repetition) : __fmul_rn(v, p.repetition);
-        return times > 0.0f ? __fsub_rn(v, __fadd_rn(__fmul_rn(p.frequency, times), p.presence))
-                            : v;
-    });
-    edits += p.n_seen;
-    edit(x, edits, p.n_bias, touched, [](float v, float bias) { return __fadd_rn(v, bias); });
-    edits += p.n_bias;
-    edit(x, edits, p.n_banned, touched, [](float, float) { return -INFINITY; });
-    for (int c = warp_id(); c < chunks; c += WARPS)
-        if (touched[c / 32] >> (c % 32) & 1) {
-            const unsigned key = __reduce_max_sync(ALL, lane_key(x, n, c));
-            if (lane_id() == 0)
-                keys[c] = key;
-        }
+    edit_stretch(p, x, edits, {0, chunks},
+                 [&](int c) { atomicOr(&touched[c / 32], 1u << (c % 32)); });
+    each_chunk(
+        warp_id(), WARPS, chunks, [&](int c) { return touched[c / 32] >> (c % 32) & 1; },
+        [&](const int(&c)[AHEAD]) {
+            float v[AHEAD][EACH];
+#pragma unroll
+            for (int q = 0; q < AHEAD; q++)
+                load_chunk(v[q], x, c[q] < 0 ? 0 : n, max(c[q], 0), false, NAN);
+#pragma unroll
+            for (int q = 0; q < AHEAD; q++) {
+                const unsigned key = key_of(v[q]);
+                if (lane_id() == 0 && c[q] >= 0)
+                    keys[c[q]] = key;
+            }
+        });
     __syncthreads();
 }
 
@@ -194,7 +140,7 @@ __device__ void finish(slots_t &slots, const tm_sample_args &a, const tm_sample_
     if (!p.logprobs || token < 0)
         return;
     u64 first = 0;
-    for (int i = (int)threadIdx.x; i < p.n_seen + p.n_bias + p.n_banned; i += THREADS)
+    for (int i = (int)threadIdx.x; i < edits_of(p); i += THREADS)
         if (a.edits[p.first_edit + i].token == token && !first)
             first = 0xffffffffu - (unsigned)i;
     first = block_max(slots, first);
@@ -220,11 +166,47 @@ __device__ bool finite_key(u64 best)
     return best && fabsf(value_of((unsigned)(best >> 32))) < INFINITY;
 }
 
+/* Some weight that k ones reach, as far down as that: of k chunks with a weight there. */
+__device__ range range_of_tops(slots_t &slots, unsigned (&counts)[BINS], unsigned &floor,
+                               const unsigned *keys, int chunks, float max, float scale, u64 k)
+{
+    const range r = range_from(NO_MASS_BITS);
+    const int bin = BINS - 1 - (int)threadIdx.x;
+    u64 all;
+    counts[threadIdx.x] = 0;
+    if (threadIdx.x == 0)
+        floor = NO_MASS_BITS;
+    __syncthreads();
+    for (int c = (int)threadIdx.x; c < chunks; c += THREADS) {
+        const unsigned bits =
+            keys[c] ? __float_as_uint(weight_of(value_of(keys[c]), max, scale)) : 0;
+        if (bits >= r.least)
+            atomicAdd(&counts[(bits - r.least) >> r.shift], 1u);
+    }
+    __syncthreads();
+    const u64 own = counts[bin], above = block_scan(slots, own, &all);
+    if (above < k && k <= above + own)
+        floor = r.least + ((unsigned)bin << r.shift);
+    __syncthreads();
+    return range_from(floor);
+}
+
+/* Many tokens will stay: a quarter of the chunks have weights from 2^-10 on. choose would compute them again and again. */
+__device__ bool is_hot(slots_t &slots, const unsigned *keys, int chunks, float max, float scale)
+{
+    u64 count = 0;
+    for (int c = (int)threadIdx.x; c < chunks; c += THREADS)
+        count += keys[c] && weight_of(value_of(keys[c]), max, scale) >= 0x1p-10f;
+    return 4 * block_sum(slots, count) >= (u64)chunks;
+}
+
 __global__ void __launch_bounds__(THREADS) begin_kernel(tm_sample_args a, work w)
 {
     SHARED(slots_t, slots);
     SHARED(unsigned[CHUNKS_MAX / 32], touched);
     SHARED(int[TM_SAMPLE_TOP_MAX], picked);
+    SHARED(unsigned[BINS], counts);
+    SHARED(unsigned, floor);
     SHARED(int, token);
     wait_previous();
     start_next();
@@ -239,17 +221,30 @@ __global__ void __launch_bounds__(THREADS) begin_kernel(tm_sample_args a, work w
         list_tops(slots, picked, x, keys, w.chunks, a.n, min(p.logprobs - 1, TM_SAMPLE_TOP_MAX),
                   &a.details[row]);
     }
-    if (p.n_seen + p.n_bias + p.n_banned > 0) {
+    if (edits_of(p) > 0 && p.logprobs) {
         __syncthreads(); /* nobody looks at the row as it was */
         edit_row(p, x, a.edits + p.first_edit, keys, w.chunks, a.n, touched);
         best = best_chunk(slots, keys, w.chunks, ~0ull);
-        usable = (usable || !p.logprobs) && finite_key(best);
+        usable = usable && finite_key(best);
     }
     const bool draws = usable && p.scale > 0.0f;
+    const float max = value_of((unsigned)(best >> 32));
+    range r = {__float_as_uint(p.min_p), 0};
+    if (draws && cuts_by_number(p, a.n))
+        r = range_of_tops(slots, counts, floor, keys, w.chunks, max, p.scale, (u64)p.top_k);
+    else if (draws && p.top_p)
+        r = range_from(__float_as_uint(top_p_floor(p.top_p, a.n)));
+    /* Where log-probabilities are wanted, so is the token's logit. */
+    const bool keeps =
+        draws && cuts(p, a.n) && !p.logprobs && is_hot(slots, keys, w.chunks, max, p.scale);
     if (threadIdx.x == 0)
-        w.states[row] = {value_of((unsigned)(best >> 32)), draws};
-    if (draws)
+        w.states[row] = {max, draws, keeps, r, 0, {0, 0}};
+    if (draws) {
+        const histogram h = histogram_of(w, row, 0);
+        h.masses[threadIdx.x] = 0;
+        h.counts[threadIdx.x] = 0;
         return;
+    }
     if (warp_id() == 0) {
         const int first = usable ? first_of(x, a.n, index_of(best), (unsigned)(best >> 32)) : -1;
         if (lane_id() == 0)
@@ -261,54 +256,76 @@ __global__ void __launch_bounds__(THREADS) begin_kernel(tm_sample_args a, work w
 
 /* ---- weigh ---- */
 
-/* Weights that choose looks at several times are kept in the row; not where its logits are wanted later. */
-__device__ bool keeps_weights(const tm_sample_row &p)
+__global__ void __launch_bounds__(PART, 4) weigh_kernel(tm_sample_args a, work w)
 {
-    return (p.top_k > 0 || p.top_p > 0) && !p.logprobs;
-}
-
-__global__ void __launch_bounds__(PART) weigh_kernel(tm_sample_args a, work w)
-{
+    SHARED(tally, t);
     wait_previous();
     start_next();
     const int row = (int)blockIdx.y;
     const row_state s = w.states[row];
+    const tm_sample_row p = a.rows[row];
     if (!s.draws)
         return;
-    const tm_sample_row p = a.rows[row];
-    const bool keeps = keeps_weights(p);
-    const float least = p.top_k == 0 ? top_p_floor(p.top_p, 0.25f, a.n) : 0.0f;
+    const bool tallies = cuts(p, a.n), keeps = s.keeps;
+    /* Of everything, or of what may stay. */
+    const bool all = !cuts_by_number(p, a.n) && (p.top_p || p.min_p == 0.0f);
+    const stretch part = stretch_of(w.chunks);
     float *x = row_at(a, row);
-    const int step = (int)gridDim.x * (PART / 32);
-    for (int c = (int)blockIdx.x * (PART / 32) + warp_id(); c < w.chunks; c += step) {
-        const size_t at = (size_t)row * w.chunks + c;
-        float e[EACH];
-        unsigned top = 0;
-        u64 mass = 0;
-        if (w.keys[at] && __fmul_rn(__fsub_rn(value_of(w.keys[at]), s.max), p.scale) >= NO_MASS) {
+    const bool packed = is_packed(x);
+    unsigned *keys = w.keys + (size_t)row * w.chunks;
+    u64 *masses = w.masses + (size_t)row * w.chunks, total = 0;
+    if (tallies) {
+        clear(t);
+        __syncthreads();
+    }
+    const auto worth = [&](int c) {
+        const float v = value_of(keys[c]), low = __fmul_rn(__fsub_rn(v, s.max), p.scale);
+        if (keys[c] && low >= NO_MASS &&
+            (all || __float_as_uint(exp_of(low)) + DISORDER >= s.r.least))
+            return true;
+        keys[c] = 0;
+        masses[c] = 0;
+        return false;
+    };
+    const auto read = [&](const int(&c)[AHEAD]) {
+        float e[AHEAD][EACH];
+#pragma unroll
+        for (int q = 0; q < AHEAD; q++)
+            load_chunk(e[q], x, c[q] < 0 ? 0 : a.n, c[q] < 0 ? 0 : c[q], packed, NAN);
+#pragma unroll
+        for (int q = 0; q < AHEAD; q++) {
+            unsigned top = 0;
+            u64 mass = 0;
 #pragma unroll
             for (int j = 0; j < EACH; j++) {
-                const int i = c * CHUNK + j * 32 + lane_id();
-                e[j] = i < a.n ? weight_of(x[i], s.max, p.scale) : 0.0f;
-                mass += mass_of(e[j]);
-                top = max(top, __float_as_uint(e[j]));
+                e[q][j] = weight_of(e[q][j], s.max, p.scale);
+                const unsigned bits = __float_as_uint(e[q][j]);
+                mass += all || bits >= s.r.least ? mass_of(e[q][j]) : 0;
+                top = max(top, bits);
             }
             mass = warp_sum(mass);
             top = __reduce_max_sync(ALL, top);
-            if (keeps && __uint_as_float(top) >= least)
+            if (lane_id() == 0 && c[q] >= 0) {
+                keys[c[q]] = top;
+                masses[c[q]] = mass;
+                total += mass;
+            }
+            if (tallies && top >= s.r.least) {
 #pragma unroll
-                for (int j = 0; j < EACH; j++) {
-                    const int i = c * CHUNK + j * 32 + lane_id();
-                    if (i < a.n)
-                        x[i] = e[j];
-                }
+                for (int j = 0; j < EACH; j++)
+                    add_weight(t, s.r, __float_as_uint(e[q][j]));
+                if (keeps)
+                    store_chunk(x, a.n, c[q], packed, e[q]);
+            }
         }
-        __syncwarp();
-        if (lane_id() == 0) {
-            w.keys[at] = top;
-            w.masses[at] = mass;
-        }
-    }
+    };
+    each_chunk(part.begin + warp_id(), PART / 32, part.end, worth, read);
+    if (!tallies)
+        return;
+    __syncthreads();
+    give(t, s.r, histogram_of(w, row, 0));
+    if (all && lane_id() == 0)
+        atomicAdd(&w.states[row].total, total);
 }
 
 /* ---- choose ---- */
@@ -319,28 +336,36 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(tm_sample_args a, work 
     SHARED(int, token);
     wait_previous();
     start_next();
-    const int row = (int)blockIdx.x;
+    const int row = (int)blockIdx.y;
+    const team t = {cluster_rank(), cluster_size()};
     const row_state state = w.states[row];
+    const tm_sample_row p = a.rows[row];
     if (!state.draws)
         return;
-    const tm_sample_row p = a.rows[row];
     const size_t at = (size_t)row * w.chunks;
-    const weights v = {row_at(a, row), w.keys + at, w.masses + at, a.n,
-                       w.chunks,       state.max,   p.scale,       keeps_weights(p)};
-    const bool filters = p.top_k > 0 || p.top_p > 0 || p.min_p > 0.0f;
-    stay s = {0, 0};
-    if (filters) {
-        s = filter(b, p, v);
-        __syncthreads();
-        weigh_stay(v, s);
+    const weights v = {row_at(a, row),
+                       w.keys + at,
+                       w.masses + at,
+                       a.n,
+                       w.chunks,
+                       state.max,
+                       p.scale,
+                       state.keeps,
+                       is_packed(row_at(a, row))};
+    owned o = {};
+    stay s = {p.min_p > 0.0f ? __float_as_uint(p.min_p) - 1 : 0, 0};
+    if (cuts(p, a.n)) {
+        const listing l = {histogram_of(w, row, 0), histogram_of(w, row, 1),
+                           w.lists + (size_t)row * LIST, w.states[row].listed};
+        s = filter(b, t, p, v, l, state.r, state.total, o);
+        if (!o.all)
+            weigh_stay(v, t, s);
     }
-    find_chunk(b, v, filters ? &s : nullptr, p.uniform);
-    __syncthreads();
-    if (warp_id() == 0) {
-        const int i = walk(v, filters ? &s : nullptr, b.chunk, b.ties, b.rest);
-        if (lane_id() == 0)
-            token = i;
-    }
+    if (t.rank)
+        return;
+    const int i = o.all ? draw_of_list(b, v, o, s, p.uniform) : draw_of_chunks(b, v, s, p.uniform);
+    if (threadIdx.x == 0)
+        token = i;
     __syncthreads();
     finish(b.slots, a, p, row, token);
 }
@@ -349,41 +374,66 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(tm_sample_args a, work 
  * no more than have two chunks for each warp. */
 unsigned parts_of(int chunks, int rows, int sms)
 {
-    const int most = (chunks + PART / 16 - 1) / (PART / 16), fill = 2048 / PART * sms / rows;
+    const int most = (chunks + PART / 16 - 1) / (PART / 16), fill = 1024 / PART * sms / rows;
     const int parts = fill < most ? fill : most;
     return (unsigned)(parts > 1 ? parts : 1);
+}
+
+/* Blocks of a row in choose, one cluster. */
+int team_of(int rows, const tm_cuda_ctx *c)
+{
+    int size = c->dependent_launch ? 8 : 1; /* they came together */
+    while (size > 1 && size * rows > c->sms)
+        size /= 2;
+    return size;
+}
+
+size_t bytes_of_row(int chunks)
+{
+    return sizeof(row_state) + (size_t)chunks * (sizeof(u64) + sizeof(unsigned)) +
+           LIST * sizeof(u64) + 2 * BINS * (sizeof(u64) + sizeof(unsigned));
+}
+
+cudaError_t launch_rows(const tm_sample_args &a, const tm_cuda_ctx *c)
+{
+    const int chunks = (a.n + CHUNK - 1) / CHUNK, team = team_of(a.n_rows, c);
+    const size_t rows = (size_t)a.n_rows;
+    const dim3 grid(parts_of(chunks, a.n_rows, c->sms), (unsigned)a.n_rows);
+    work w = {};
+    w.chunks = chunks;
+    w.states = reinterpret_cast<row_state *>(c->scratch);
+    w.masses = reinterpret_cast<u64 *>(w.states + rows);
+    w.lists = w.masses + rows * (size_t)chunks;
+    w.bin_masses = w.lists + rows * LIST;
+    w.bin_counts = reinterpret_cast<unsigned *>(w.bin_masses + rows * 2 * BINS);
+    w.keys = w.bin_counts + rows * 2 * BINS;
+    cudaError_t e = launch_kernel(c, keys_kernel, grid, PART, 0, a, w);
+    if (e == cudaSuccess)
+        e = launch_kernel(c, begin_kernel, dim3((unsigned)a.n_rows), THREADS, 0, a, w);
+    if (e == cudaSuccess)
+        e = launch_kernel(c, weigh_kernel, grid, PART, 0, a, w);
+    if (e == cudaSuccess)
+        e = launch_clusters(c, choose_kernel, dim3((unsigned)team, (unsigned)a.n_rows), THREADS,
+                            team, a, w);
+    return e;
 }
 
 } /* namespace */
 
 extern "C" cudaError_t tm_cuda_sample_launch(const tm_sample_args *all, const tm_cuda_ctx *c)
 {
-    work w = {};
-    w.chunks = (all->n + CHUNK - 1) / CHUNK;
-    const size_t each =
-        sizeof(row_state) + (size_t)w.chunks * (sizeof(*w.masses) + sizeof(*w.keys));
-    const int most = (int)(TM_CUDA_SCRATCH_BYTES / each);
-    if (w.chunks > CHUNKS_MAX)
+    const int chunks = (all->n + CHUNK - 1) / CHUNK;
+    const int most = (int)(TM_CUDA_SCRATCH_BYTES / bytes_of_row(chunks));
+    if (chunks > CHUNKS_MAX)
         return cudaErrorInvalidValue;
     for (int first = 0; first < all->n_rows; first += most) {
         tm_sample_args a = *all;
-        const int rows = all->n_rows - first < most ? all->n_rows - first : most;
-        const dim3 grid(parts_of(w.chunks, rows, c->sms), (unsigned)rows);
-        a.n_rows = rows;
+        a.n_rows = all->n_rows - first < most ? all->n_rows - first : most;
         a.out += first;
         a.rows += first;
         a.x += (size_t)first * (size_t)(a.ld ? a.ld : a.n);
         a.details = a.details ? a.details + first : nullptr;
-        w.states = reinterpret_cast<row_state *>(c->scratch);
-        w.masses = reinterpret_cast<u64 *>(w.states + rows);
-        w.keys = reinterpret_cast<unsigned *>(w.masses + (size_t)rows * w.chunks);
-        cudaError_t e = launch_kernel(c, keys_kernel, grid, PART, 0, a, w);
-        if (e == cudaSuccess)
-            e = launch_kernel(c, begin_kernel, dim3((unsigned)rows), THREADS, 0, a, w);
-        if (e == cudaSuccess)
-            e = launch_kernel(c, weigh_kernel, grid, PART, 0, a, w);
-        if (e == cudaSuccess)
-            e = launch_kernel(c, choose_kernel, dim3((unsigned)rows), THREADS, 0, a, w);
+        const cudaError_t e = launch_rows(a, c);
         if (e != cudaSuccess)
             return e;
     }
