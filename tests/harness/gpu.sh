@@ -1,10 +1,16 @@
 #!/bin/sh
-# What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR, from the source root or an unpacked test bundle. One GPU: operators, goldens,
-# perplexity; with two or more GPUs gpu_ranks.sh and gpu_cluster.sh as well. TM_SHARED: the full test data, optional. Every part has a
-# time limit, and one that fails does not stop the others; the exit code is the number of failures.
+# What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR [PART ...], from the source root or an unpacked test bundle. The parts, all of them
+# where none is named: `one` (one GPU: operators, goldens, perplexity), `ranks` (gpu_ranks.sh for two and for four GPUs, as far as the host
+# has them) and `cluster` (gpu_cluster.sh, likewise). TM_SHARED: the full test data, optional. Every step has a time limit, and one that
+# fails does not stop the others.
 set -u
 BIN=$1
 TESTS=$2
+shift 2
+PARTS=" ${*:-one ranks cluster} "
+for p in $PARTS; do
+    case $p in one | ranks | cluster) ;; *) echo "gpu-test: no part '$p' (one, ranks, cluster)" >&2; exit 2 ;; esac
+done
 [ -d /usr/local/cuda/lib64 ] && export LD_LIBRARY_PATH="/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 GPUS=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | grep -c .)
 [ "$GPUS" -gt 0 ] || { echo "gpu-test: this host has no GPU that nvidia-smi knows" >&2; exit 1; }
@@ -31,25 +37,41 @@ perplexity() {
         awk '{ print "perplexity " $1; exit !($1 > 34.096 && $1 < 34.302) }'
 }
 
-for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test model_test \
-    engine_device_test; do
-    part 180 "$t" "$TESTS/$t"
-done
-TM_FAMILIES_CUDA=only part 300 "families_test, one GPU and two" "$TESTS/families_test"
-echo "== perplexity"
-perplexity || { echo "== perplexity: failed"; failed=$((failed + 1)); }
-for ranks in 2 4; do
-    if [ "$GPUS" -ge $ranks ]; then
-        "$(dirname "$0")/gpu_ranks.sh" "$BIN" "$TESTS" $ranks || failed=$((failed + $?))
-    fi
-done
-# A cluster under load, one rank killed. TM_GPU_CLUSTER_SECONDS: how long; TM_GPU_CLUSTER_MODEL: of which model.
-grace=60
-seconds=${TM_GPU_CLUSTER_SECONDS:-30}
-for tp in 1 2; do
-    [ "$GPUS" -ge $((2 * tp)) ] || continue
-    part $((seconds + 400)) "cluster, 2 groups of tp $tp" "$(dirname "$0")/gpu_cluster.sh" "$BIN" --device cuda \
-        --groups 2 --tp $tp --seconds "$seconds" --model "${TM_GPU_CLUSTER_MODEL:-models/demo-20m}"
-done
+wanted() { case $PARTS in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+one_gpu() {
+    for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test model_test; do
+        part 180 "$t" "$TESTS/$t"
+    done
+    TM_TEST='test_one*' part 180 engine_device_test "$TESTS/engine_device_test"
+    TM_FAMILIES_CUDA=only part 300 "families_test, one GPU and two" "$TESTS/families_test"
+    echo "== perplexity"
+    perplexity || { echo "== perplexity: failed"; failed=$((failed + 1)); }
+}
+
+several_gpus() {
+    for ranks in 2 4; do
+        if [ "$GPUS" -ge $ranks ]; then
+            "$(dirname "$0")/gpu_ranks.sh" "$BIN" "$TESTS" $ranks || failed=$((failed + $?))
+        fi
+    done
+}
+
+# A cluster under load, one rank killed. TM_GPU_CLUSTER_SECONDS: how long the largest one that fits, a smaller one half a minute;
+# TM_GPU_CLUSTER_MODEL: of which model.
+clusters() {
+    grace=60
+    for tp in 1 2; do
+        [ "$GPUS" -ge $((2 * tp)) ] || continue
+        seconds=30
+        [ "$GPUS" -ge $((4 * tp)) ] || seconds=${TM_GPU_CLUSTER_SECONDS:-30}
+        part $((seconds + 400)) "cluster, 2 groups of tp $tp" "$(dirname "$0")/gpu_cluster.sh" "$BIN" --device cuda \
+            --groups 2 --tp $tp --seconds "$seconds" --model "${TM_GPU_CLUSTER_MODEL:-models/demo-20m}"
+    done
+}
+
+if wanted one; then one_gpu; fi
+if wanted ranks; then several_gpus; fi
+if wanted cluster; then clusters; fi
 echo "== gpu-test: $failed failures on $GPUS GPUs"
 [ "$failed" = 0 ]

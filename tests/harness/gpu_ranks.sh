@@ -32,12 +32,22 @@ done
 TM_TEST=test_demo part 60 "model: $RANKS ranks against one" "$TESTS/device_model_test"
 TM_TEST=test_demo TM_COLLECTIVES=nccl part 60 "model: NCCL alone" "$TESTS/device_model_test"
 TM_TEST=test_families part 120 "families: $RANKS ranks against one" "$TESTS/device_model_test"
+TM_TEST='test_ranks*' part 120 "engine, $RANKS ranks" "$TESTS/engine_device_test"
 for tp in 1 "$RANKS"; do
     part 60 "perplexity, tp $tp" "$BIN/turbomesh" score models/demo-20m \
         --tokens models/demo-20m/eval/heldout_tokens.npy --device cuda --tp "$tp"
 done
 part 90 "allreduce" "$MPIRUN" -n "$RANKS" --oversubscribe --bind-to none "$BIN/tm-bench-cuda" allreduce
-part 120 "llama3-8b tp $RANKS" "$BIN/turbomesh" bench engine --arch llama3-8b --device cuda --tp "$RANKS" \
-    --batch 32 --context 1024 --steps 64 --repeat 1
+for batch in 1 32; do
+    part 120 "llama3-8b tp $RANKS batch $batch" "$BIN/turbomesh" bench engine --arch llama3-8b --device cuda --tp "$RANKS" \
+        --batch $batch --context 1024 --steps 64 --repeat 2
+done
+# 141 GB of weights in bf16.
+if [ "$RANKS" -ge 4 ]; then
+    for batch in 1 32; do
+        part 240 "llama3-70b tp $RANKS batch $batch" "$BIN/turbomesh" bench engine --arch llama3-70b --device cuda \
+            --tp "$RANKS" --batch $batch --context 1024 --steps 64 --repeat 2
+    done
+fi
 echo "== $failed failures"
 exit $failed
