@@ -28,12 +28,12 @@
 
 /* By number of ranks. With two, what is pushed is what has to cross, once; fused, from 4 MiB on a block that pulls whole rows
  * is faster than a cluster that pushes them (bench/results/h200.csv). With more, TWO moves less and takes two meetings
- * more, about 3 us in all, in which a link carries 1 MiB; four and eight are not measured. */
+ * more, which with four pays above 1 MiB; eight are not measured. */
 static const tm_ranks_rule rules[] = {
     {2, {[TM_PEER_PUSH] = SIZE_MAX}, {[TM_PEER_PUSH] = (4 << 20) - 1, [TM_PEER_ONE] = SIZE_MAX}},
     {4,
-     {[TM_PEER_PUSH] = 512 << 10, [TM_PEER_TWO] = 8 << 20},
-     {[TM_PEER_PUSH] = 512 << 10, [TM_PEER_TWO] = 8 << 20}},
+     {[TM_PEER_PUSH] = 1 << 20, [TM_PEER_TWO] = 8 << 20},
+     {[TM_PEER_PUSH] = 1 << 20, [TM_PEER_TWO] = 8 << 20}},
     {8,
      {[TM_PEER_PUSH] = 192 << 10, [TM_PEER_TWO] = 4 << 20},
      {[TM_PEER_PUSH] = 192 << 10, [TM_PEER_TWO] = 4 << 20}},
