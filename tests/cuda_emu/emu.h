@@ -27,14 +27,15 @@
 extern "C" {
 #endif
 
-#define EMU_LANES        32
-#define EMU_THREADS_MAX  1024
-#define EMU_SMEM_DEFAULT ((size_t)48 << 10) /* of a block, without and with asking for more */
-#define EMU_SMEM_MAX     ((size_t)227 << 10)
-#define EMU_SMS          4
-#define EMU_CLUSTER_MAX  8
-#define EMU_POISON       0xff
-#define EMU_ALL          0xffffffffu
+#define EMU_LANES            32
+#define EMU_THREADS_MAX      1024
+#define EMU_SMEM_DEFAULT     ((size_t)48 << 10) /* of a block, without and with asking for more */
+#define EMU_SMEM_MAX         ((size_t)227 << 10)
+#define EMU_SMS              4
+#define EMU_CLUSTER_MAX      16 /* over EMU_CLUSTER_PORTABLE only for kernels that said so */
+#define EMU_CLUSTER_PORTABLE 8
+#define EMU_POISON           0xff
+#define EMU_ALL              0xffffffffu
 
 /* ---- for the headers that kernels are compiled with ---- */
 
@@ -162,6 +163,7 @@ emu_warp_op emu_op_product, emu_op_products_begin, emu_op_products_commit, emu_o
 /* Appends a launch to the stream; `data` begins with an emu_launch and is copied, what follows are the arguments. */
 cudaError_t emu_enqueue_launch(cudaStream_t stream, const void *data, size_t bytes);
 cudaError_t emu_func_smem(void *kernel, size_t bytes);
+cudaError_t emu_func_large_clusters(void *kernel);
 
 /* ---- between the files of the emulator ---- */
 

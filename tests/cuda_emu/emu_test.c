@@ -19,7 +19,9 @@
 #include "tests/cuda_emu/emu_kernels.h"
 #include "tests/engine/op_test.h"
 
-static tm_cuda_ctx g_ctx = {.act = TM_DTYPE_BF16, .sms = EMU_SMS, .dependent_launch = true};
+static bool g_eager;
+static tm_cuda_ctx g_ctx = {
+    .act = TM_DTYPE_BF16, .sms = EMU_SMS, .dependent_launch = true, .eager = &g_eager};
 
 static void ok(cudaError_t e)
 {

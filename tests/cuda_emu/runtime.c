@@ -298,36 +298,55 @@ cudaError_t cudaMemset(void *p, int value, size_t bytes)
 
 /* ---- launches ---- */
 
-static struct {
+typedef struct limits {
     void *kernel;
     size_t smem;
-} g_functions[FUNCTIONS_MAX]; /* those that asked for more shared memory */
+    unsigned cluster; /* blocks, at most */
+} limits;
+
+static limits g_functions[FUNCTIONS_MAX]; /* those that asked for more than what all have */
 static pthread_mutex_t g_functions_lock = PTHREAD_MUTEX_INITIALIZER;
 
-cudaError_t emu_func_smem(void *kernel, size_t bytes)
+/* With the lock held. */
+static limits *find_function(void *kernel)
 {
     int i = 0;
-    if (bytes > EMU_SMEM_MAX)
-        return emu_return(cudaErrorInvalidValue);
-    pthread_mutex_lock(&g_functions_lock);
     while (i < FUNCTIONS_MAX && g_functions[i].kernel && g_functions[i].kernel != kernel)
         i++;
     TM_ASSERT(i < FUNCTIONS_MAX);
-    g_functions[i].kernel = kernel;
-    g_functions[i].smem = bytes;
+    if (!g_functions[i].kernel)
+        g_functions[i] = (limits){kernel, EMU_SMEM_DEFAULT, EMU_CLUSTER_PORTABLE};
+    return &g_functions[i];
+}
+
+cudaError_t emu_func_smem(void *kernel, size_t bytes)
+{
+    if (bytes > EMU_SMEM_MAX)
+        return emu_return(cudaErrorInvalidValue);
+    pthread_mutex_lock(&g_functions_lock);
+    limits *f = find_function(kernel);
+    f->smem = TM_MAX(bytes, (size_t)EMU_SMEM_DEFAULT);
     pthread_mutex_unlock(&g_functions_lock);
     return cudaSuccess;
 }
 
-static size_t smem_limit(void *kernel)
+cudaError_t emu_func_large_clusters(void *kernel)
 {
-    size_t limit = EMU_SMEM_DEFAULT;
+    pthread_mutex_lock(&g_functions_lock);
+    find_function(kernel)->cluster = EMU_CLUSTER_MAX;
+    pthread_mutex_unlock(&g_functions_lock);
+    return cudaSuccess;
+}
+
+static limits limits_of(void *kernel)
+{
+    limits f = {kernel, EMU_SMEM_DEFAULT, EMU_CLUSTER_PORTABLE};
     pthread_mutex_lock(&g_functions_lock);
     for (int i = 0; i < FUNCTIONS_MAX && g_functions[i].kernel; i++)
-        if (g_functions[i].kernel == kernel && g_functions[i].smem > limit)
-            limit = g_functions[i].smem;
+        if (g_functions[i].kernel == kernel)
+            f = g_functions[i];
     pthread_mutex_unlock(&g_functions_lock);
-    return limit;
+    return f;
 }
 
 cudaError_t emu_enqueue_launch(cudaStream_t stream, const void *data, size_t bytes)
@@ -335,11 +354,12 @@ cudaError_t emu_enqueue_launch(cudaStream_t stream, const void *data, size_t byt
     const emu_launch *l = data;
     const dim3 g = l->grid, b = l->block;
     const uint64_t threads = (uint64_t)b.x * b.y * b.z;
+    const limits most = limits_of(l->kernel);
     if (threads == 0 || threads > EMU_THREADS_MAX || b.z > 64 || g.x == 0 || g.y == 0 || g.z == 0 ||
         g.x > INT32_MAX || g.y > 65535 || g.z > 65535 || l->cluster == 0 ||
-        l->cluster > EMU_CLUSTER_MAX || g.x % l->cluster != 0)
+        l->cluster > most.cluster || g.x % l->cluster != 0)
         return emu_return(cudaErrorInvalidConfiguration);
-    if (l->smem > smem_limit(l->kernel))
+    if (l->smem > most.smem)
         return emu_return(cudaErrorInvalidValue);
     return emu_enqueue(stream, emu_run_launch, data, bytes);
 }

@@ -12,7 +12,7 @@ struct tm_device {
     tm_cuda_gemm *gemm;
     tm_ranks *ranks; /* NULL: this device is alone */
     tm_device_opts opts;
-    bool poisoned;
+    bool poisoned, eager; /* eager: see tm_cuda_ctx */
     char text[160];
 };
 

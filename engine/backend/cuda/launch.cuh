@@ -4,9 +4,10 @@
  * writes anything that the kernel in front of it touches. A kernel is complete only when all its blocks are, and they
  * have waited, so the order is kept through any chain of kernels. And it calls start_next only after that: so when a kernel
  * begins, everything in front of the kernel in front of it is complete, and what only those wrote may be read before
- * wait_previous. attention_decode.cu does so with the cache. norm.cu and peer.cu call start_next first, since products
- * follow them, which read nothing but weights that early. Where the device cannot do this (sm_80) the attribute is left
- * out and both calls are empty. */
+ * wait_previous. attention_decode.cu does so with the cache. Eager kernels call start_next first, so that the products
+ * behind them fetch weights for longer; `eagerly` leaves word of that in the context, and
+ * attention behind one of them waits before it reads. Where the device cannot do this (sm_80) the attribute is left out
+ * and both calls are empty. */
 #ifndef TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 #define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 
@@ -22,6 +23,7 @@ cudaError_t launch_config(const tm_cuda_ctx *c, const cudaLaunchConfig_t *config
                           void (*kernel)(P...), typename same<P>::type... args)
 {
     tm_cuda_profile *profile = c->profile; /* may be set meanwhile */
+    *c->eager = false;
     if (!profile)
         return cudaLaunchKernelEx(config, kernel, args...);
     tm_cuda_profile_enter(profile, reinterpret_cast<const void *>(kernel), NULL, c->stream);
@@ -78,6 +80,13 @@ cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid,
             return e;
     }
     return launch_blocks(c, kernel, grid, threads, smem, 1, args...);
+}
+
+/* Says of the kernel launched last that it calls start_next before wait_previous. */
+inline cudaError_t eagerly(const tm_cuda_ctx *c, cudaError_t launched)
+{
+    *c->eager = true;
+    return launched;
 }
 
 #endif

@@ -1,14 +1,15 @@
 /* Linear layers of one token on Hopper: as skinny.cu, but weights come through a ring in shared memory.
  *
- * Three warps of a block do nothing but fetch its share of the weights, 16 rows of W (gated: 8 gate rows and the 8 up rows
- * that belong to them) times CHUNK of K a stage, by asynchronous copies; eight multiply, each its 64 k of every stage. Since
- * weights depend on nothing, fetching begins before the kernel in front has ended, and since a block takes less than half
- * of a multiprocessor's shared memory, threads and registers, it begins while that kernel still runs: when x is there at
- * last, the first stages are, too. So memory is busy across the borders of kernels; but all products of a step have to be of
- * this kind, since a block of skinny.cu leaves no room for one of these beside it.
+ * Three warps of a block do nothing but fetch its share of the weights, 16 rows of a stage, by asynchronous copies; eight
+ * multiply, each its 64 or 128 k of every stage. Weights depend on nothing, so fetching begins long before x is there: these
+ * kernels are eager (launch.cuh), and their blocks share a multiprocessor with those of the kernels in front: with
+ * attention (and the registers it takes) and the product behind it, or with two products. While attention has little for
+ * memory to do, most of the layer's weights come. All products of a step have to be of this kind for that, since a block
+ * of skinny.cu leaves no room for one of these beside it.
  *
- * Rows of W are the M side of the tensor core, tokens its N side, and a lane owns 8 neighbouring k of two rows; rows of a
- * stage lie an odd multiple of 64 bytes apart (no bank conflicts). At the end of a tile the warps' sums come together.
+ * Rows of a stage are the M side of the tensor core, tokens its N side, and a lane owns 8 neighbouring k of two rows; rows
+ * lie an odd multiple of 64 bytes apart (no bank conflicts). Of a warp's sums only the token's column is kept, and those of
+ * all of a block's tiles come together at once where they are few: for so short a kernel a barrier counts.
  *
  * One token only: with two, the longest rows of a model leave no room for the ring.
  *
@@ -24,23 +25,44 @@ namespace
 
 constexpr int WARPS = 8, WORKERS = 32 * WARPS;
 constexpr int FETCHERS = 3, THREADS = WORKERS + 32 * FETCHERS;
-constexpr int ROWS = 16;   /* of a stage */
-constexpr int WARP_K = 64; /* k of a stage that a warp has */
-constexpr int CHUNK = WARPS * WARP_K;
-constexpr int PITCH = CHUNK * 2 + 64;
-constexpr int STAGE_BYTES = ROWS * PITCH;
-constexpr int STAGES_MIN = FETCHERS, STAGES_MAX = 8;
+constexpr int ROWS = 16; /* of a stage */
+constexpr int STEP = 64; /* k of a warp at a time, one or two of them a stage */
+constexpr int ROW_MAX = WARPS * 2 * STEP * 2; /* of a stage, bytes */
+constexpr int STAGES_MIN = FETCHERS, STAGES_MAX = 16;
+constexpr int LEFT_MAX = 1; /* stages that a block of large stages may have besides its ring */
 constexpr int PACKS = 2; /* of 8 numbers of x that a thread has where the norm is computed here */
 constexpr int HIDDEN_MAX = 2048; /* of models that gain: the others stream long enough without it */
-constexpr int SUMS = 2 * WARPS * 128;
-/* Two blocks and what the driver takes of each fit a multiprocessor's 228 KiB. */
-constexpr size_t SMEM_MAX = 112 << 10;
-enum { WORK = 1 }; /* the workers' barrier */
+constexpr int SUMS = WARPS * 16; /* of a tile */
+constexpr int TOGETHER_MAX = 6;  /* tiles that are finished together, where a block has no more */
+/* Neighbours and what the driver takes of each fit a multiprocessor's 228 KiB: most for the one with most weights. */
+constexpr size_t SMEM_MAX = 98 << 10, SMEM_GATED = 128 << 10;
+constexpr int MOST_SHARED = 100; /* per cent */
+enum { WORK = 1 };               /* the workers' barrier */
 
 struct ring_args {
     skinny_args s;
-    int chunk, stages; /* chunk: k of a stage, a multiple of 32 */
+    int chunk, stages;   /* chunk: k of a stage, a multiple of STEP */
+    int pitch;           /* of a row of a stage, bytes, an odd multiple of 64 */
+    int warp_k;          /* k of a stage that a warp has, STEP or two of them */
+    int k;               /* of a part of K */
+    int left;            /* stages of a block that the ring has no room for, if they are few */
+    int together, slots; /* tiles that are finished together; tiles whose sums there is room for */
+    bool eager;          /* the kernel behind may start at once (launch.cuh) */
 };
+
+/* What rows 0 to 7 and 8 to 15 of a stage are: 16 rows of W, 8 gate rows and their up rows, or both halves of K of 8 rows,
+ * where 16 rows a block would leave blocks without any. */
+enum shape { PLAIN, GATED, HALVES };
+
+__host__ __device__ constexpr int rows_of(shape s)
+{
+    return s == PLAIN ? 16 : 8;
+}
+
+__host__ __device__ __forceinline__ int stage_bytes(const ring_args &a)
+{
+    return ROWS * a.pitch;
+}
 
 #if defined(HOPPER)
 
@@ -56,77 +78,101 @@ struct cursor {
     const char *lo, *hi; /* row 0 and row 8 of the tile */
     int tile, at, rows;  /* rows that there are of each half; 0: fetch row by row */
 
-    __device__ __forceinline__ void seek(const ring_args &a, bool gated)
+    template <shape S> __device__ __forceinline__ void seek(const ring_args &a)
     {
         const size_t pitch = (size_t)a.s.k * 2;
         const char *w = static_cast<const char *>(a.s.w);
-        const int row = gated ? tile * 8 : tile * 16, left = a.s.n - row;
+        const int row = tile * rows_of(S), left = a.s.n - row;
         lo = w + (size_t)row * pitch;
-        hi = lo + (size_t)(gated ? a.s.n : left > 8 ? 8 : 0) * pitch;
-        rows = left >= (gated ? 8 : 16) ? 8 : 0;
+        if (S == HALVES)
+            hi = lo + (size_t)a.k * 2;
+        else
+            hi = lo + (size_t)(S == GATED ? a.s.n : left > 8 ? 8 : 0) * pitch;
+        rows = left >= rows_of(S) ? 8 : 0;
         at = 0;
     }
-    __device__ __forceinline__ void next(const ring_args &a, bool gated)
+    template <shape S> __device__ __forceinline__ void next(const ring_args &a)
     {
         at += a.chunk;
-        if (at < a.s.k)
+        if (at < a.k)
             return;
         tile += gridDim.x;
-        seek(a, gated);
+        seek<S>(a);
     }
 };
 
-/* A stage: the warp's lanes take 16 bytes each, two times 512 bytes of a row. Rows that are not there are others. */
-__device__ __forceinline__ void fetch_stage(const ring_args &a, const cursor &c, bool gated,
-                                            char *to)
+/* A stage: the warp's lanes take 16 bytes each, 512 of a row at a time. Rows that are not there are others. */
+template <shape S>
+__device__ __forceinline__ void fetch_stage(const ring_args &a, const cursor &c, char *to)
 {
-    const int at = threadIdx.x % 32 * 16, bytes = min(a.chunk, a.s.k - c.at) * 2;
+    const int at = threadIdx.x % 32 * 16, bytes = min(a.chunk, a.k - c.at) * 2;
     const size_t pitch = (size_t)a.s.k * 2;
     const char *lo = c.lo + (size_t)c.at * 2 + at, *hi = c.hi + (size_t)c.at * 2 + at;
     to += at;
     if (c.rows == 8) {
-        const bool first = at < bytes, second = at + 512 < bytes;
+#pragma unroll 2
+        for (int r = 0; r < 8; r++, lo += pitch, hi += pitch, to += a.pitch)
 #pragma unroll
-        for (int r = 0; r < 8; r++, lo += pitch, hi += pitch) {
-            if (first) {
-                copy_async(to + r * PITCH, lo, true);
-                copy_async(to + (r + 8) * PITCH, hi, true);
-            }
-            if (second) {
-                copy_async(to + r * PITCH + 512, lo + 512, true);
-                copy_async(to + (r + 8) * PITCH + 512, hi + 512, true);
-            }
-        }
+            for (int i = 0; i < ROW_MAX; i += 512)
+                if (at + i < bytes) {
+                    copy_async(to + i, lo + i, true);
+                    copy_async(to + 8 * a.pitch + i, hi + i, true);
+                }
         return;
     }
-    const int left = a.s.n - c.tile * (gated ? 8 : 16);
-    const int lo_rows = min(left, 8), hi_rows = gated || left <= 8 ? lo_rows : min(left - 8, 8);
+    const int left = a.s.n - c.tile * rows_of(S), lo_rows = min(left, 8);
+    const int hi_rows = S != PLAIN || left <= 8 ? lo_rows : min(left - 8, 8);
+#pragma unroll 1
     for (int r = 0; r < 8; r++)
         for (int i = 0; i < bytes - at; i += 512) {
-            copy_async(to + r * PITCH + i, lo + min(r, lo_rows - 1) * pitch + i, true);
-            copy_async(to + (r + 8) * PITCH + i, hi + min(r, hi_rows - 1) * pitch + i, true);
+            copy_async(to + r * a.pitch + i, lo + min(r, lo_rows - 1) * pitch + i, true);
+            copy_async(to + (r + 8) * a.pitch + i, hi + min(r, hi_rows - 1) * pitch + i, true);
         }
 }
 
-/* Every FETCHERS-th stage is this warp's. */
-__device__ void fetch(const ring_args &a, bool gated, char *ring, uint64_t *full, uint64_t *empty)
+/* What does not fit the ring, where that is little: into L2 while memory has nothing else to do. */
+template <shape S> __device__ __forceinline__ void prefetch_left(const ring_args &a)
 {
+    const int lane = threadIdx.x - WORKERS, pieces = (a.k + a.chunk - 1) / a.chunk;
+    cursor c;
+    for (int i = a.stages; i < a.stages + a.left; i++) {
+        c.tile = blockIdx.x + i / pieces * (int)gridDim.x;
+        if (c.tile >= a.s.tiles)
+            return;
+        c.seek<S>(a);
+        const int at = i % pieces * a.chunk, lines = (min(a.chunk, a.k - at) * 2 + 127) / 128;
+        for (int l = lane; c.rows == 8 && l < 16 * lines; l += 32 * FETCHERS) {
+            const char *row = (l / lines < 8 ? c.lo : c.hi) + (size_t)(l / lines % 8) * a.s.k * 2;
+            prefetch_l2(row + (size_t)at * 2 + l % lines * 128);
+        }
+    }
+}
+
+/* Every FETCHERS-th stage is this warp's. */
+template <shape S>
+__device__ void fetch(const ring_args &a, char *ring, uint64_t *full, uint64_t *empty)
+{
+    bool filled = false;
     int stage = threadIdx.x / 32 - WARPS, parity = 1; /* the first round finds every stage empty */
     cursor c;
     c.tile = blockIdx.x;
-    c.seek(a, gated);
+    c.seek<S>(a);
     for (int i = 0; i < stage; i++)
-        c.next(a, gated);
+        c.next<S>(a);
+#pragma unroll 1
     while (c.tile < a.s.tiles) {
         barrier_wait(&empty[stage], parity);
-        fetch_stage(a, c, gated, ring + stage * STAGE_BYTES);
+        fetch_stage<S>(a, c, ring + stage * stage_bytes(a));
         arrive_copied(&full[stage]);
         for (int i = 0; i < FETCHERS; i++)
-            c.next(a, gated);
+            c.next<S>(a);
         stage += FETCHERS;
         if (stage >= a.stages) {
             stage -= a.stages;
             parity ^= 1;
+            if (a.left && !filled)
+                prefetch_left<S>(a);
+            filled = true;
         }
     }
     wait_previous(); /* the rule for every thread; what was fetched needed none */
@@ -215,38 +261,85 @@ __device__ void load_normed(const skinny_args &a, const norm_weights &n, T *xs)
 
 /* ---- products ---- */
 
-/* This warp's part of a stage. */
+/* 64 k of this warp's part of a stage; x: of this lane's column, where it is one of a token. */
 template <typename T>
-__device__ __forceinline__ void multiply(float (&acc)[4], const char *rows, const T *x, bool token)
+__device__ __forceinline__ void multiply(float (&acc)[4], const char *lo, const char *hi,
+                                         const T *x, bool token)
 {
 #pragma unroll
-    for (int h = 0; h < WARP_K / 32; h++) {
-        const uint4 lo = *reinterpret_cast<const uint4 *>(rows + h * 64);
-        const uint4 hi = *reinterpret_cast<const uint4 *>(rows + h * 64 + 8 * PITCH);
+    for (int h = 0; h < STEP / 32; h++) {
+        const uint4 a = *reinterpret_cast<const uint4 *>(lo + h * 64);
+        const uint4 b = *reinterpret_cast<const uint4 *>(hi + h * 64);
         uint4 v = make_uint4(0, 0, 0, 0);
         if (token)
             v = *reinterpret_cast<const uint4 *>(x + h * 32);
-        mma<T>(acc, lo.x, hi.x, lo.y, hi.y, v.x, v.y);
-        mma<T>(acc, lo.z, hi.z, lo.w, hi.w, v.z, v.w);
+        mma<T>(acc, a.x, b.x, a.y, b.y, v.x, v.y);
+        mma<T>(acc, a.z, b.z, a.w, b.w, v.z, v.w);
     }
 }
 
-/* The warps' sums of a tile come together in red; acc starts anew. */
-template <typename T, bool GATED>
-__device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, float (&acc)[4])
+/* A warp's sums of a tile, of which those of the token's column are wanted, or with halves of K of its two columns: [16], by
+ * the row of the stage. */
+template <shape S> __device__ __forceinline__ void leave_sums(float *sums, float (&acc)[2][4])
 {
-    *reinterpret_cast<float4 *>(red + threadIdx.x * 4) =
-        make_float4(acc[0], acc[1], acc[2], acc[3]);
-    acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
-    workers_barrier();
-    finish_tile<T, WARPS, GATED, 1>(a, red, tile);
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    if (t == 0)
+        sums[warp * 16 + g] = acc[0][0] + acc[1][0];
+    if (t == (S == HALVES ? 2 : 0))
+        sums[warp * 16 + g + 8] = acc[0][2] + acc[1][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        acc[0][i] = acc[1][i] = 0.0f;
 }
 
-template <typename T, bool GATED>
+__device__ __forceinline__ float add_sums(const float *sums, int row)
+{
+    float v = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+        v += sums[w * 16 + row];
+    return v;
+}
+
+/* The row of the first tile that this thread finishes has its bias before x is there. */
+template <shape S> __device__ __forceinline__ float first_bias(const skinny_args &a)
+{
+    const int row = blockIdx.x * rows_of(S) + threadIdx.x;
+    return a.bias && threadIdx.x < rows_of(S) && row < a.n ? a.bias[row] : 0.0f;
+}
+
+/* The results of `count` tiles of this block, the first one `tile`, from the warps' sums. */
+template <typename T, shape S>
+__device__ __forceinline__ void finish(const skinny_args &a, const float *red, int tile, int count,
+                                       float bias)
+{
+    constexpr int N = rows_of(S);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * N; i += WORKERS) {
+        const float *sums = red + i / N * SUMS;
+        const int at = tile + i / N * (int)gridDim.x, row = at * N + i % N;
+        float v = add_sums(sums, i % N);
+        if (S == GATED)
+            v = activate(v, a.act) * add_sums(sums, i % N + 8);
+        if (S == HALVES)
+            v += add_sums(sums, i % N + 8);
+        if (row >= a.n)
+            continue;
+        if (a.bias)
+            v += at == blockIdx.x ? bias : a.bias[row];
+        if (a.f32_out)
+            static_cast<float *>(a.out)[row] = v;
+        else
+            static_cast<T *>(a.out)[row] = from_f32<T>(v);
+    }
+}
+
+template <typename T, shape S>
 __device__ __forceinline__ void work(const ring_args &a, const char *ring, uint64_t *full,
                                      uint64_t *empty, float *red, T *xs)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const float bias = first_bias<S>(a.s);
     if (a.s.norm_w) {
         const norm_weights n = load_norm_weights(a.s);
         wait_previous();
@@ -257,37 +350,55 @@ __device__ __forceinline__ void work(const ring_args &a, const char *ring, uint6
         start_next();
         load_x<T>(a.s, xs);
     }
-    const T *x = xs + warp * WARP_K + t * 8;
-    const char *rows = ring + g * PITCH + (warp * WARP_K + t * 8) * 2;
-    float acc[4] = {};
-    int stage = 0, parity = 0, buffer = 0;
-    for (int tile = blockIdx.x; tile < a.s.tiles; tile += gridDim.x) {
-        for (int k = 0; k < a.s.k; k += a.chunk) {
-            const int left = min(a.chunk, a.s.k - k) - warp * WARP_K; /* of this warp */
+    /* Column 0 is the token; with halves of K column 4 is its second half. */
+    const bool token = g == 0 || (S == HALVES && g == 4);
+    const int mine = warp * a.warp_k; /* of a stage's k */
+    const T *x = xs + mine + t * 8 + (S == HALVES && g == 4 ? a.k : 0);
+    const char *rows = ring + g * a.pitch + (mine + t * 8) * 2, *at = rows;
+    float acc[2][4] = {};
+    int stage = 0, parity = 0, slot = 0, begun = 0, first = blockIdx.x;
+#pragma unroll 1
+    for (int tile = first; tile < a.s.tiles; tile += gridDim.x) {
+#pragma unroll 1
+        for (int k = 0; k < a.k; k += a.chunk) {
+            const int left = min(min(a.chunk, a.k - k) - mine, a.warp_k); /* of this warp */
             barrier_wait(&full[stage], parity);
-            if (left >= WARP_K)
-                multiply<T>(acc, rows + stage * STAGE_BYTES, x + k, g == 0);
+            if (left >= STEP)
+                multiply<T>(acc[0], at, at + 8 * a.pitch, x + k, token);
+            if (left > STEP)
+                multiply<T>(acc[1], at + STEP * 2, at + STEP * 2 + 8 * a.pitch, x + k + STEP,
+                            token);
             __syncwarp();
             if (lane == 0)
                 barrier_arrive(&empty[stage]);
+            at += stage_bytes(a);
             if (++stage == a.stages) {
                 stage = 0;
                 parity ^= 1;
+                at = rows;
             }
         }
-        finish<T, GATED>(a.s, red + buffer * (WARPS * 128), tile, acc);
-        buffer ^= 1; /* whoever writes this buffer again has passed the next barrier */
+        leave_sums<S>(red + slot * SUMS, acc);
+        slot++;
+        if (slot - begun < a.together && tile + (int)gridDim.x < a.s.tiles)
+            continue;
+        workers_barrier(); /* whoever writes these slots again has passed the next one */
+        finish<T, S>(a.s, red + begun * SUMS, first, slot - begun, bias);
+        slot = begun = slot == a.slots ? 0 : slot;
+        first = tile + (int)gridDim.x;
     }
 }
 
-template <typename T, bool GATED>
-__global__ void __launch_bounds__(THREADS, 2) ring_kernel(const __grid_constant__ ring_args a)
+template <typename T, shape S>
+__global__ void __maxnreg__(64) ring_kernel(const __grid_constant__ ring_args a)
 {
     DYNAMIC_SHARED(uint4, smem);
     SHARED(uint64_t[STAGES_MAX], full);
     SHARED(uint64_t[STAGES_MAX], empty);
     char *ring = reinterpret_cast<char *>(smem);
-    float *red = reinterpret_cast<float *>(ring + a.stages * STAGE_BYTES); /* SUMS */
+    float *red = reinterpret_cast<float *>(ring + a.stages * stage_bytes(a));
+    if (a.eager)
+        start_next();
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) {
             barrier_init(&full[i], 32);
@@ -296,15 +407,15 @@ __global__ void __launch_bounds__(THREADS, 2) ring_kernel(const __grid_constant_
     }
     __syncthreads();
     if (threadIdx.x >= WORKERS)
-        fetch(a, GATED, ring, full, empty);
+        fetch<S>(a, ring, full, empty);
     else
-        work<T, GATED>(a, ring, full, empty, red, reinterpret_cast<T *>(red + SUMS));
+        work<T, S>(a, ring, full, empty, red, reinterpret_cast<T *>(red + a.slots * SUMS));
 }
 
 #else
 
 /* Not for this processor, and not started there. */
-template <typename T, bool GATED> __global__ void ring_kernel(const __grid_constant__ ring_args a)
+template <typename T, shape S> __global__ void ring_kernel(const __grid_constant__ ring_args a)
 {
     (void)a;
     __trap();
@@ -312,22 +423,49 @@ template <typename T, bool GATED> __global__ void ring_kernel(const __grid_const
 
 #endif
 
-size_t work_bytes(int k)
+/* Pieces of K as even as multiples of a step allow. */
+int chunk_of(int k, int warp_k)
 {
-    return SUMS * sizeof(float) + (size_t)k * 2;
+    const int most = WARPS * warp_k, pieces = (k + most - 1) / most,
+              each = (k + pieces - 1) / pieces;
+    return (each + STEP - 1) / STEP * STEP;
 }
 
-int stages_of(int k)
+/* Large stages cost less, small ones keep a stream of many flowing. */
+void plan_stages(ring_args &a, size_t room, int tiles)
 {
-    const size_t work = work_bytes(k);
-    return work > SMEM_MAX ? 0 : min((int)((SMEM_MAX - work) / STAGE_BYTES), STAGES_MAX);
+    for (a.warp_k = 2 * STEP; a.warp_k >= STEP; a.warp_k /= 2) {
+        a.chunk = chunk_of(a.k, a.warp_k);
+        a.pitch = a.chunk * 2 + 64;
+        const int all = tiles * ((a.k + a.chunk - 1) / a.chunk);
+        const int fit = min((int)(room / (size_t)stage_bytes(a)), STAGES_MAX);
+        a.stages = min(fit, max(all, STAGES_MIN));
+        a.left = all > fit ? all - fit : 0;
+        if (fit >= STAGES_MIN && a.left <= LEFT_MAX)
+            return;
+    }
+    a.warp_k = STEP;
+    a.left = 0;
 }
 
-/* Pieces of K as even as multiples of a warp's share allow. */
-int chunk_of(int k)
+/* Stages and what comes together: all of a block's, or as many as there is room for. */
+ring_args plan(const skinny_args &s, bool gated, const tm_cuda_ctx *c, shape *kind)
 {
-    const int pieces = (k + CHUNK - 1) / CHUNK, each = (k + pieces - 1) / pieces;
-    return (each + WARP_K - 1) / WARP_K * WARP_K;
+    const bool halves = !gated && (s.n + 7) / 8 <= c->sms && s.k % (2 * STEP) == 0;
+    ring_args a = {};
+    a.s = s;
+    *kind = gated ? GATED : halves ? HALVES : PLAIN;
+    a.s.tiles = (s.n + rows_of(*kind) - 1) / rows_of(*kind);
+    a.k = halves ? s.k / 2 : s.k;
+    const int tiles = (a.s.tiles + c->sms - 1) / c->sms; /* of a block */
+    a.together = tiles <= TOGETHER_MAX ? tiles : 2;
+    a.slots = tiles <= TOGETHER_MAX ? tiles : 4;
+    const size_t all = gated ? SMEM_GATED : SMEM_MAX;
+    const size_t other = (size_t)a.slots * SUMS * sizeof(float) + (size_t)s.k * 2;
+    plan_stages(a, other < all ? all - other : 0, tiles);
+    /* All but what attention follows, which reads keys that early, and the head. */
+    a.eager = !(s.norm_w && !gated) && !s.f32_out;
+    return a;
 }
 
 } /* namespace */
@@ -337,19 +475,44 @@ int chunk_of(int k)
 bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c)
 {
     const int hidden = a.norm_w || gated || a.f32_out ? a.k : a.n;
-    return c->tensor_map && a.tokens == 1 && a.k % WARP_K == 0 && hidden <= HIDDEN_MAX &&
-           (!a.norm_w || a.k <= PACKS * WORKERS * 8) && stages_of(a.k) >= STAGES_MIN;
+    shape kind;
+    return c->tensor_map && a.tokens == 1 && a.k % STEP == 0 && hidden <= HIDDEN_MAX &&
+           (!a.norm_w || a.k <= PACKS * WORKERS * 8) &&
+           plan(a, gated, c, &kind).stages >= STAGES_MIN;
+}
+
+/* A multiprocessor changes its split of L1 and shared memory only when it is empty, so neighbours all want the same. */
+template <typename T, shape S>
+static cudaError_t launch_one(dim3 grid, size_t smem, const ring_args &a, const tm_cuda_ctx *c)
+{
+    const cudaError_t e = cudaFuncSetAttribute(
+        ring_kernel<T, S>, cudaFuncAttributePreferredSharedMemoryCarveout, MOST_SHARED);
+    return e == cudaSuccess ? launch_kernel(c, ring_kernel<T, S>, grid, THREADS, smem, a) : e;
+}
+
+template <typename T>
+static cudaError_t launch_shape(shape s, dim3 grid, size_t smem, const ring_args &a,
+                                const tm_cuda_ctx *c)
+{
+    switch (s) {
+    case GATED:
+        return launch_one<T, GATED>(grid, smem, a, c);
+    case HALVES:
+        return launch_one<T, HALVES>(grid, smem, a, c);
+    default:
+        return launch_one<T, PLAIN>(grid, smem, a, c);
+    }
 }
 
 cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &s, bool gated, const tm_cuda_ctx *c)
 {
-    ring_args a = {s, chunk_of(s.k), stages_of(s.k)};
-    const size_t smem = (size_t)a.stages * STAGE_BYTES + work_bytes(s.k);
-    const dim3 grid((unsigned)min(c->sms, s.tiles));
-    if (c->act == TM_DTYPE_BF16)
-        return launch_kernel(
-            c, gated ? ring_kernel<__nv_bfloat16, true> : ring_kernel<__nv_bfloat16, false>, grid,
-            THREADS, smem, a);
-    return launch_kernel(c, gated ? ring_kernel<__half, true> : ring_kernel<__half, false>, grid,
-                         THREADS, smem, a);
+    shape kind;
+    const ring_args a = plan(s, gated, c, &kind);
+    const size_t smem = (size_t)a.stages * stage_bytes(a) + (size_t)a.slots * SUMS * sizeof(float) +
+                        (size_t)s.k * 2;
+    const dim3 grid((unsigned)min(c->sms, a.s.tiles));
+    const cudaError_t e = c->act == TM_DTYPE_BF16
+                              ? launch_shape<__nv_bfloat16>(kind, grid, smem, a, c)
+                              : launch_shape<__half>(kind, grid, smem, a, c);
+    return a.eager ? eagerly(c, e) : e;
 }

@@ -488,9 +488,11 @@ EMU_REDUCE(__reduce_xor_sync, unsigned, '^')
 template <typename... P>
 inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attr, int value)
 {
-    return attr == cudaFuncAttributeMaxDynamicSharedMemorySize
-               ? emu_func_smem(reinterpret_cast<void *>(kernel), (size_t)value)
-               : cudaSuccess;
+    void *k = reinterpret_cast<void *>(kernel);
+    if (attr == cudaFuncAttributeNonPortableClusterSizeAllowed)
+        return value ? emu_func_large_clusters(k) : cudaErrorInvalidValue;
+    return attr == cudaFuncAttributeMaxDynamicSharedMemorySize ? emu_func_smem(k, (size_t)value)
+                                                               : cudaSuccess;
 }
 
 /* As many as threads and shared memory leave room for; registers are not known here. */

@@ -186,8 +186,12 @@ typedef struct cudaLaunchConfig_t {
 
 typedef enum cudaFuncAttribute {
     cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-    cudaFuncAttributePreferredSharedMemoryCarveout = 9
+    cudaFuncAttributePreferredSharedMemoryCarveout = 9,
+    cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
+    cudaFuncAttributeClusterSchedulingPolicyPreference = 15
 } cudaFuncAttribute;
+
+enum { cudaClusterSchedulingPolicySpread = 1 };
 
 #ifdef __cplusplus
 }
