@@ -384,7 +384,7 @@ static void long_decode_test(void **state)
 }
 
 /* Long sequences among short ones, with so many units that short ones have fewer parts: on the emulator three, on a GPU of
- * some 130 multiprocessors a hundred and more. */
+ * some 130 multiprocessors a hundred and more; and with so few that teams have them, but for one that is too long. */
 static void mixed_decode_test(void **state)
 {
     (void)state;
@@ -393,8 +393,15 @@ static void mixed_decode_test(void **state)
     const layout three = {3, 3, {{1, 2100}, {1, 77}, {1, 640}}};
     const layout eight = {
         8, 8, {{1, 3000}, {1, 1279}, {1, 1280}, {1, 5}, {1, 1023}, {1, 1024}, {1, 0}, {1, 63}}};
+    const shape narrow = {3, 1, 64, 64, 0, 0, false, 64, false, 1, false};
+    const shape wide = {2, 1, 128, 64, 0, 0, false, 128, false, 1, false};
+    const layout uneven = {3, 3, {{1, 9000}, {1, 70}, {1, 1100}}};
+    const layout even = {2, 2, {{1, 1024}, {1, 2}}};
     fused_one(&few, &three);
     fused_one(&many, &eight);
+    fused_one(&narrow, &uneven);
+    fused_one(&narrow, &even);
+    fused_one(&wide, &uneven);
 }
 
 /* A decode row with kv_len 0 changes neither the cache nor the other rows. */

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
     if (!a.ahead)
         wait_previous();
     const part p = find_part(a, TEAMED ? LONG_OF_TEAM : LONG);
-    const bool team = TEAMED && p.count <= TEAM;
+    const bool team = TEAMED && p.count > 0 && p.count <= TEAM;
     if (p.index >= (team ? TEAM : p.count)) {
         wait_left_to_others();
         return;
@@ -115,8 +115,7 @@ int find_splits(int units, int places)
     return best;
 }
 
-template <typename T, int D>
-cudaError_t launch_teams(decode_args a, int seqs, int splits, const tm_cuda_ctx *c)
+template <typename T, int D> cudaError_t launch_teams(decode_args a, int seqs, const tm_cuda_ctx *c)
 {
     cudaError_t e = cudaFuncSetAttribute(decode_kernel<T, D, true>,
                                          cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -126,8 +125,9 @@ cudaError_t launch_teams(decode_args a, int seqs, int splits, const tm_cuda_ctx 
                                  cudaFuncAttributeClusterSchedulingPolicyPreference,
                                  cudaClusterSchedulingPolicySpread);
     a.few = TEAM;
-    if ((long)a.max_blocks << a.block_shift <= TEAM * STRIDE * LONG_OF_TEAM)
-        splits = TEAM; /* no sequence becomes too long for one */
+    /* One team a unit where no sequence becomes too long for it: those that have nothing to do cost, too. */
+    const int splits =
+        (long)a.max_blocks << a.block_shift <= TEAM * STRIDE * LONG_OF_TEAM ? TEAM : SPLITS_MAX;
     dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
     return e == cudaSuccess ? launch_clusters(c, decode_kernel<T, D, true>, grid, THREADS, TEAM, a)
                             : e;
@@ -143,8 +143,8 @@ template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const t
     /* Two blocks a multiprocessor read as fast as three: with many units, short sequences are spared the end of parts. */
     a.few = units < c->sms * 3 / 4 ? splits : min(splits, (c->sms * 9 / 5 + units - 1) / units);
     if constexpr (D <= 128)
-        if (c->dependent_launch && units <= TEAM_UNITS && splits >= TEAM)
-            return launch_teams<T, D>(a, seqs, splits / TEAM * TEAM, c);
+        if (c->dependent_launch && units <= TEAM_UNITS)
+            return launch_teams<T, D>(a, seqs, c);
     dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
     return launch_kernel(c, decode_kernel<T, D, false>, grid, THREADS, 0, a);
 }
