@@ -11,8 +11,8 @@
  *
  * The parts of one sequence are as many as fill the device (fixed by the number of sequences alone, so that a
  * recorded graph serves every length) and are cut from its length on the device; the last block to finish adds
- * them up in order. With one sequence of a model with few kv heads the step is a chain of short kernels; there the blocks are teams
- * (clusters) that end through shared memory (attention_ends.cuh). Bytes moved: B * K * length * d * 4. */
+ * them up in order. With few sequences of a model with few kv heads a step is a chain of short kernels; there the blocks
+ * are teams (clusters) that end through shared memory (attention_ends.cuh). Bytes moved: B * K * length * d * 4. */
 #include "engine/backend/cuda/attention_ends.cuh"
 #include "engine/backend/cuda/launch.cuh"
 
@@ -117,13 +117,8 @@ int find_splits(int units, int places)
 
 template <typename T, int D> cudaError_t launch_teams(decode_args a, int seqs, const tm_cuda_ctx *c)
 {
-    cudaError_t e = cudaFuncSetAttribute(decode_kernel<T, D, true>,
-                                         cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    /* Packed blocks would leave a multiprocessor no registers for the products behind. */
-    if (e == cudaSuccess)
-        e = cudaFuncSetAttribute(decode_kernel<T, D, true>,
-                                 cudaFuncAttributeClusterSchedulingPolicyPreference,
-                                 cudaClusterSchedulingPolicySpread);
+    const cudaError_t e = cudaFuncSetAttribute(decode_kernel<T, D, true>,
+                                               cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     a.few = TEAM;
     /* One team a unit where no sequence becomes too long for it: those that have nothing to do cost, too. */
     const int splits =

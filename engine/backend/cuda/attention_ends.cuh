@@ -1,6 +1,6 @@
 /* The ends of decode attention's kernel: what the blocks of a sequence's kv head found becomes one result.
  *
- * ends_by_ticket: through memory; the last block to come adds the parts up. ends_by_team: a cluster of blocks, each of which gets
+ * end_by_ticket: through memory; the last block to come adds the parts up. end_by_team: a cluster of blocks, each of which gets
  * its share of the results from all through shared memory: two trips to memory and an atomic less, but clusters have to
  * find room together. */
 #ifndef TM_ENGINE_BACKEND_CUDA_ATTENTION_ENDS_CUH

@@ -2,12 +2,13 @@
  *
  * Rules that make this safe. Every kernel started through launch_kernel calls wait_previous before it reads or
  * writes anything that the kernel in front of it touches. A kernel is complete only when all its blocks are, and they
- * have waited, so the order is kept through any chain of kernels. And it calls start_next only after that: so when a kernel
- * begins, everything in front of the kernel in front of it is complete, and what only those wrote may be read before
- * wait_previous. attention_decode.cu does so with the cache. Eager kernels call start_next first, so that the products
- * behind them fetch weights for longer; `eagerly` leaves word of that in the context, and
- * attention behind one of them waits before it reads. Where the device cannot do this (sm_80) the attribute is left out
- * and both calls are empty. */
+ * have waited, so the order is kept through any chain of kernels.
+ *
+ * Most call start_next only after that: so when the kernel behind such a one begins, everything in front of that one
+ * is complete, and what only those wrote may be read before wait_previous. attention_decode.cu does so with the cache. Eager
+ * kernels (`eagerly` leaves word in the context) call start_next first, so that products behind them fetch weights for
+ * longer; attention behind one of them waits before it reads. Where the device cannot do this (sm_80) the attribute is
+ * left out and both calls are empty. */
 #ifndef TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 #define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 

@@ -213,6 +213,55 @@ __device__ __forceinline__ void multiply(float (&acc)[4], const uint4 (&lo)[2],
     }
 }
 
+template <typename T>
+__device__ __forceinline__ void store_out(const skinny_args &a, int row, int token, float v)
+{
+    if (row >= a.n || token >= a.tokens)
+        return;
+    const size_t at = (size_t)token * a.ldo + row;
+    if (a.bias)
+        v += a.bias[row];
+    write_out<T>(a, at, v);
+}
+
+/* Sum over the warps of element e of the tile's accumulators, [lane][4]. */
+template <int WARPS> __device__ __forceinline__ float sum_warps(const float *red, int e)
+{
+    float v = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+        v += red[w * 128 + e];
+    return v;
+}
+
+/* Row and token of result i of a tile, and where among a warp's sums it is: [lane][4], lane 4 g + t with rows g, g + 8 and
+ * columns 2 t, 2 t + 1. */
+__device__ __forceinline__ int sum_at(int row, int column)
+{
+    return (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
+}
+
+/* The tile's results from the warps' sums. Gated: rows g of the tile are gates, rows g + 8 what they multiply. PARTS: row r
+ * of part p of K is the tensor core's row p * 16 / PARTS + r, token t of that part its column p * 8 / PARTS + t. */
+template <typename T, int WARPS, bool GATED, int PARTS>
+__device__ __forceinline__ void finish_tile(const skinny_args &a, const float *red, int tile)
+{
+    constexpr int ROWS = 16 / PARTS / (GATED ? 2 : 1), TOKENS = 8 / PARTS;
+    const int i = threadIdx.x, row = i / TOKENS, token = i % TOKENS;
+    if (i >= ROWS * TOKENS)
+        return;
+    float v = 0.0f;
+    if (GATED) {
+        v = activate(sum_warps<WARPS>(red, sum_at(row, token)), a.act) *
+            sum_warps<WARPS>(red, sum_at(row + 8, token));
+    } else {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            v += sum_warps<WARPS>(red, sum_at(p * ROWS + row, p * TOKENS + token));
+    }
+    store_out<T>(a, tile * ROWS + row, token, v);
+}
+
 /* The warps' sums of a tile come together in red; acc starts anew. `next` is known to all from here on, at `where`. */
 template <typename T, bool GATED, int PARTS>
 __device__ __forceinline__ void finish(const skinny_args &a, float *red, int tile, int next,

@@ -327,10 +327,7 @@ __device__ __forceinline__ void finish(const skinny_args &a, const float *red, i
             continue;
         if (a.bias)
             v += at == blockIdx.x ? bias : a.bias[row];
-        if (a.f32_out)
-            static_cast<float *>(a.out)[row] = v;
-        else
-            static_cast<T *>(a.out)[row] = from_f32<T>(v);
+        write_out<T>(a, (size_t)row, v);
     }
 }
 

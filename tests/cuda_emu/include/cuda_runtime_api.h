@@ -187,11 +187,8 @@ typedef struct cudaLaunchConfig_t {
 typedef enum cudaFuncAttribute {
     cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
     cudaFuncAttributePreferredSharedMemoryCarveout = 9,
-    cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
-    cudaFuncAttributeClusterSchedulingPolicyPreference = 15
+    cudaFuncAttributeNonPortableClusterSizeAllowed = 14
 } cudaFuncAttribute;
-
-enum { cudaClusterSchedulingPolicySpread = 1 };
 
 #ifdef __cplusplus
 }
