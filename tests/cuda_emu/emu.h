@@ -95,6 +95,8 @@ void emu_check_aligned(const void *p, size_t to);
 void emu_cluster_wait(emu_site site);
 /* To the same place in the shared memory of the cluster's block `rank`. */
 void emu_cluster_store(void *at, int rank, const void *v, size_t bytes);
+/* The same; the bytes count for that block's barrier. */
+void emu_cluster_send(void *at, int rank, const void *v, size_t bytes, void *barrier);
 
 /* Shared memory of the block: a variable, by the address of something that is its own; and the dynamic part. */
 void *emu_shared(const void *id, size_t bytes, size_t align);
@@ -118,6 +120,8 @@ void emu_mbarrier_wait(void *at, int parity, emu_site site);
 /* As many threads as said, by the barrier's number, 1 to 15. */
 void emu_turn(int name, int threads, bool wait, emu_site site);
 void emu_fence_async(void);
+/* Bytes that follow each other. */
+void emu_row_load(void *to, const void *from, int bytes, void *barrier);
 void emu_tile_load(void *to, const struct CUtensorMap *map, int x, int y, void *barrier);
 
 /* The exchange of bits: operations of warp.c. */

@@ -57,6 +57,67 @@ __global__ void cluster_kernel(float *out, emu_cluster mode)
     }
 }
 
+/* Every block gets four numbers from each of its cluster, twice by the same barrier. */
+__global__ void sends_kernel(float4 *out, emu_sends mode)
+{
+    SHARED(float4[2][16], slots);
+    SHARED(uint64_t[1], sent);
+    const int i = threadIdx.x, size = cluster_size(), rank = cluster_rank();
+    const bool made = mode != EMU_SENDS_UNMADE || rank != 1;
+    if (i == 0 && made) {
+        barrier_init(sent, 1);
+        barriers_made();
+    }
+    cluster_arrive();
+    wait_previous();
+    if (mode != EMU_SENDS_UNBEGUN)
+        cluster_wait();
+    for (int k = 0; k < 2; k++) {
+        if (i == 0 && made)
+            barrier_expect(sent, 16 * size); /* the first may have come already */
+        if (i < size) {
+            const float4 v = make_float4((float)blockIdx.x, (float)i, (float)k, -(float)blockIdx.x);
+            char *to = reinterpret_cast<char *>(&slots[k][rank]) + (mode == EMU_SENDS_AT) * 8;
+            send_cluster(reinterpret_cast<float4 *>(to), i, v, sent);
+        }
+        if (mode != EMU_SENDS_EARLY)
+            barrier_wait(sent, k);
+        else
+            __syncthreads();
+        if (i < size)
+            out[((size_t)blockIdx.x * 2 + k) * size + i] = slots[k][i];
+        if (k == 0 || mode == EMU_SENDS_EARLY) { /* nothing of round 1 may count for round 0 */
+            cluster_arrive();
+            cluster_wait();
+        }
+    }
+}
+
+__global__ void rows_kernel(uint32_t *out, const char *from, int rows, int bytes, int pitch,
+                            emu_rows mode)
+{
+    DYNAMIC_SHARED(char, to);
+    SHARED(uint64_t[1], full);
+    const int t = threadIdx.x, apart = bytes + 16;
+    wait_previous();
+    if (t == 0) {
+        barrier_init(full, 1);
+        barriers_made();
+        barrier_expect(full, rows * bytes + (mode == EMU_ROWS_BYTES));
+    }
+    __syncthreads();
+    for (int r = t; r < rows; r += blockDim.x)
+        row_load(to + r * apart + (mode == EMU_ROWS_TO) * 8,
+                 from + r * pitch + (mode == EMU_ROWS_FROM) * 8,
+                 mode == EMU_ROWS_NONE ? 0 : bytes - (mode == EMU_ROWS_SIZE) * 8, full);
+    if (mode == EMU_ROWS_EARLY)
+        __syncthreads();
+    else if (mode != EMU_ROWS_RACE)
+        barrier_wait(full, 0);
+    for (int i = t; i < rows * apart / 4; i += blockDim.x)
+        out[i] = reinterpret_cast<const uint32_t *>(to)[i];
+}
+
 __global__ void exchange_kernel(uint32_t *out, const uint32_t *in)
 {
     const int i = threadIdx.x, lane = i % 32;
@@ -293,6 +354,42 @@ cudaError_t emu_tiles_launch(float *scores, float *sums, const uint16_t *a, cons
     if (e == cudaSuccess)
         e = make_map(&x.b, b, 128);
     return e ? e : launch_kernel(c, tiles_kernel, dim3(1), 128, 3 * 64 * 128, x, mode);
+}
+
+const char *const emu_sends_says[EMU_SENDS_MODES] = {
+    [EMU_SENDS_RIGHT] = "",
+    [EMU_SENDS_EARLY] = "",
+    [EMU_SENDS_UNBEGUN] = "has not begun",
+    [EMU_SENDS_UNMADE] = "that nobody made",
+    [EMU_SENDS_AT] = "is not a multiple",
+};
+
+cudaError_t emu_sends_launch(float *out, int clusters, int size, emu_sends mode,
+                             const tm_cuda_ctx *c)
+{
+    const cudaError_t e =
+        cudaFuncSetAttribute(sends_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return e ? e
+             : launch_clusters(c, sends_kernel, dim3((unsigned)(clusters * size)), 64, size,
+                               reinterpret_cast<float4 *>(out), mode);
+}
+
+const char *const emu_rows_says[EMU_ROWS_MODES] = {
+    [EMU_ROWS_RIGHT] = "",
+    [EMU_ROWS_EARLY] = "",
+    [EMU_ROWS_BYTES] = "0 arrivals and 1 bytes to come",
+    [EMU_ROWS_FROM] = "is not a multiple",
+    [EMU_ROWS_TO] = "is not a multiple",
+    [EMU_ROWS_SIZE] = "loads 72 bytes",
+    [EMU_ROWS_NONE] = "loads 0 bytes",
+    [EMU_ROWS_RACE] = "with no barrier between",
+};
+
+cudaError_t emu_rows_launch(uint32_t *out, const void *from, int rows, int bytes, int pitch,
+                            emu_rows mode, const tm_cuda_ctx *c)
+{
+    return launch_kernel(c, rows_kernel, dim3(1), 64, (size_t)(rows * (bytes + 16)), out,
+                         static_cast<const char *>(from), rows, bytes, pitch, mode);
 }
 
 const char *const emu_mistake_says[EMU_MISTAKES] = {

@@ -73,6 +73,34 @@ typedef enum emu_cluster {
 } emu_cluster;
 cudaError_t emu_cluster_launch(float *out, int clusters, int size, emu_cluster mode,
                                const tm_cuda_ctx *c);
+/* out[b][k][i]: what block b got in round k of 2 from block i of its cluster, [4]: that block's number, b's place in the
+ * cluster, k, and minus the block's number. Blocks end without waiting for the others. */
+typedef enum emu_sends {
+    EMU_SENDS_RIGHT,
+    EMU_SENDS_EARLY,   /* what was sent is taken before the wait: not all is there */
+    EMU_SENDS_UNBEGUN, /* to blocks that have perhaps not begun */
+    EMU_SENDS_UNMADE,  /* one block's barrier is missing */
+    EMU_SENDS_AT,      /* to a place that is no multiple of 16 bytes */
+    EMU_SENDS_MODES
+} emu_sends;
+cudaError_t emu_sends_launch(float *out, int clusters, int size, emu_sends mode,
+                             const tm_cuda_ctx *c);
+extern const char *const emu_sends_says[EMU_SENDS_MODES];
+/* Copies `rows` rows, `pitch` bytes from one to the next, to shared memory with 16 bytes between; out is all of that. */
+typedef enum emu_rows {
+    EMU_ROWS_RIGHT,
+    EMU_ROWS_EARLY, /* the rows are taken before the wait: no numbers */
+    EMU_ROWS_BYTES, /* the barrier waits for more than was loaded */
+    EMU_ROWS_FROM,  /* no multiple of 16: where the rows are, */
+    EMU_ROWS_TO,    /* where they go to, */
+    EMU_ROWS_SIZE,  /* their size */
+    EMU_ROWS_NONE,  /* rows of no bytes */
+    EMU_ROWS_RACE,  /* read without a barrier behind the loads */
+    EMU_ROWS_MODES
+} emu_rows;
+cudaError_t emu_rows_launch(uint32_t *out, const void *from, int rows, int bytes, int pitch,
+                            emu_rows mode, const tm_cuda_ctx *c);
+extern const char *const emu_rows_says[EMU_ROWS_MODES];
 /* Every bit pattern widened and rounded back. */
 cudaError_t emu_convert_launch(float *wide, uint16_t *back, const float *from, uint16_t *rounded,
                                int n, bool f16, const tm_cuda_ctx *c);

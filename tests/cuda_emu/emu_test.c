@@ -19,9 +19,8 @@
 #include "tests/cuda_emu/emu_kernels.h"
 #include "tests/engine/op_test.h"
 
-static bool g_eager;
 static tm_cuda_ctx g_ctx = {
-    .act = TM_DTYPE_BF16, .sms = EMU_SMS, .dependent_launch = true, .eager = &g_eager};
+    .act = TM_DTYPE_BF16, .sms = EMU_SMS, .dependent_launch = true};
 
 static void ok(cudaError_t e)
 {
@@ -47,6 +46,15 @@ static void get(void *to, const void *from, size_t bytes)
 {
     ok(cudaStreamSynchronize(g_ctx.stream));
     ok(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+}
+
+/* The kernel under way, with this in its message. */
+static void must_fail(int mode, const char *says)
+{
+    assert_int_equal(cudaStreamSynchronize(g_ctx.stream), cudaErrorLaunchFailure);
+    if (!strstr(emu_failure(), says))
+        fail_msg("mode %d: not '%s' in '%s'", mode, says, emu_failure());
+    ok(cudaDeviceReset());
 }
 
 /* ---- mistakes ---- */
@@ -258,10 +266,7 @@ static void tiles_test(void **state)
 #endif
         ok(emu_tiles_launch(gs, gw, ga, gb, (emu_tiles)mode, &g_ctx));
         if (mode > EMU_TILES_EARLY) {
-            assert_int_equal(cudaStreamSynchronize(g_ctx.stream), cudaErrorLaunchFailure);
-            if (!strstr(emu_failure(), emu_tiles_says[mode]))
-                fail_msg("mode %d: not '%s' in '%s'", mode, emu_tiles_says[mode], emu_failure());
-            ok(cudaDeviceReset());
+            must_fail(mode, emu_tiles_says[mode]);
             continue;
         }
         get(s, gs, SCORES * 4);
@@ -528,6 +533,81 @@ static void cluster_test(void **state)
     ok(cudaFree(out));
 }
 
+/* What blocks of a cluster send each other: a block that waits has all of it, one that does not lacks some. */
+static void sends_test(void **state)
+{
+    (void)state;
+    enum { CLUSTERS = 5 };
+    static const int sizes[] = {2, 8, EMU_CLUSTER_MAX};
+    static float got[CLUSTERS * EMU_CLUSTER_MAX * 2 * EMU_CLUSTER_MAX][4];
+    float *out = take(sizeof(got));
+    for (size_t s = 0; s < TM_ARRAY_LEN(sizes); s++)
+        for (int mode = EMU_SENDS_RIGHT; mode <= EMU_SENDS_EARLY; mode++) {
+            const int size = sizes[s], n = CLUSTERS * size * 2 * size;
+            int missing = 0;
+            ok(cudaMemset(out, 0, sizeof(got)));
+            ok(cudaDeviceSynchronize());
+            ok(emu_sends_launch(out, CLUSTERS, size, (emu_sends)mode, &g_ctx));
+            get(got, out, sizeof(got));
+            for (int i = 0; i < n; i++) {
+                const int b = i / size / 2, from = b / size * size + i % size;
+                const int want[4] = {from, b % size, i / size % 2, -from};
+                if (isnan(got[i][0])) {
+                    missing++;
+                    continue;
+                }
+                for (int e = 0; e < 4; e++)
+                    assert_int_equal((int)got[i][e], want[e]);
+            }
+            assert_true(mode == EMU_SENDS_EARLY ? missing > 0 : missing == 0);
+        }
+    for (int mode = EMU_SENDS_EARLY + 1; mode < EMU_SENDS_MODES; mode++) {
+        ok(emu_sends_launch(out, 1, 2, (emu_sends)mode, &g_ctx));
+        must_fail(mode, emu_sends_says[mode]);
+    }
+    ok(cudaFree(out));
+}
+
+/* What lies between the rows in shared memory stays as it was. */
+static void rows_right(int rows, int bytes, int pitch, emu_rows mode)
+{
+    const int words = bytes / 4, apart = words + 4, n = rows * apart;
+    uint32_t *in = malloc((size_t)(rows * pitch)), *got = malloc((size_t)n * 4);
+    for (int i = 0; i < rows * pitch / 4; i++)
+        in[i] = op_random() >> 1; /* never what nobody wrote */
+    uint32_t *gi = put(in, (size_t)(rows * pitch)), *go = take((size_t)n * 4);
+    ok(emu_rows_launch(go, gi, rows, bytes, pitch, mode, &g_ctx));
+    get(got, go, (size_t)n * 4);
+    for (int i = 0; i < n; i++) {
+        const bool there = mode == EMU_ROWS_RIGHT && i % apart < words;
+        assert_int_equal(got[i], there ? in[i / apart * (pitch / 4) + i % apart] : UINT32_MAX);
+    }
+    ok(cudaFree(gi)), ok(cudaFree(go));
+    free(in), free(got);
+}
+
+/* Rows of odd multiples of 16 bytes; and that mistakes with them are seen. */
+static void rows_test(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 16, 16},    {3, 48, 48},    {33, 16, 48},
+                                    {100, 80, 112}, {64, 208, 528}, {7, 4112, 4144}};
+    for (size_t s = 0; s < TM_ARRAY_LEN(shapes); s++)
+        for (int mode = EMU_ROWS_RIGHT; mode <= EMU_ROWS_EARLY; mode++)
+            rows_right(shapes[s][0], shapes[s][1], shapes[s][2], (emu_rows)mode);
+    enum { ROWS = 40, BYTES = 80, PITCH = 112 };
+    void *in = take((ROWS + 1) * PITCH), *out = take(ROWS * (BYTES + 16));
+    for (int mode = EMU_ROWS_EARLY + 1; mode < EMU_ROWS_MODES; mode++) {
+#ifndef TM_CUDA_EMU_RACES
+        if (mode == EMU_ROWS_RACE)
+            continue;
+#endif
+        ok(emu_rows_launch(out, in, ROWS, BYTES, PITCH, (emu_rows)mode, &g_ctx));
+        must_fail(mode, emu_rows_says[mode]);
+    }
+    ok(cudaFree(in)), ok(cudaFree(out));
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -550,7 +630,8 @@ int main(void)
         cmocka_unit_test(convert_test),   cmocka_unit_test(late_test),
         cmocka_unit_test(events_test),    cmocka_unit_test(turns_test),
         cmocka_unit_test(processes_test), cmocka_unit_test(tiles_test),
-        cmocka_unit_test(cluster_test),
+        cmocka_unit_test(cluster_test),   cmocka_unit_test(sends_test),
+        cmocka_unit_test(rows_test),
     };
     op_seed();
     return cmocka_run_group_tests(tests, set_up, tear_down);

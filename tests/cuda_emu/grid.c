@@ -178,18 +178,23 @@ void emu_cluster_wait(emu_site site)
             emu_yield();
 }
 
-void emu_cluster_store(void *at, int rank, const void *v, size_t bytes)
+block *grid_member(const block *b, int rank, const void *at)
 {
-    block *b = block_of(emu_self);
     block *o = rank >= 0 && (unsigned)rank < b->grid->launch->cluster
                    ? cluster_block(b, (unsigned)rank)
                    : NULL;
-    const size_t place = (size_t)((char *)at - b->arena);
-    if (!o || place >= o->arena_used)
+    if (!o || (size_t)((const char *)at - b->arena) >= o->arena_used)
         emu_fail("writes to block %d of its cluster, which has not begun or has ended", rank);
+    return o;
+}
+
+void emu_cluster_store(void *at, int rank, const void *v, size_t bytes)
+{
+    const block *b = block_of(emu_self);
+    block *o = grid_member(b, rank, at);
     if (o == b)
         emu_watch(at, bytes, true);
-    memcpy(o->arena + place, v, bytes);
+    memcpy(o->arena + ((char *)at - b->arena), v, bytes);
 }
 
 /* ---- shared memory ---- */

@@ -92,6 +92,8 @@ static inline grid *grid_of(const emu_thread *t)
 
 /* The first blocks of a launch; resident[0] can run. */
 void grid_begin(grid *g);
+/* Block `rank` of b's cluster, in whose shared memory `at` of b is a place. */
+block *grid_member(const block *b, int rank, const void *at);
 /* Block b has ended: the next one to run, NULL when all have. */
 block *grid_end_block(grid *g, block *b);
 /* Block b waits for others: the next one in turn, perhaps b. */

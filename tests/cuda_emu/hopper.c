@@ -15,7 +15,7 @@
 #include "common/check.h"
 #include "tests/cuda_emu/grid.h"
 
-enum { BARRIERS_MAX = 64, TILES_MAX = 64, PRODUCTS_MAX = 64, SUMS_MAX = 4, COLUMNS_MAX = 128 };
+enum { BARRIERS_MAX = 64, TILES_MAX = 512, PRODUCTS_MAX = 64, SUMS_MAX = 4, COLUMNS_MAX = 128 };
 
 /* A copy that is on its way. */
 typedef struct tile {
@@ -23,6 +23,8 @@ typedef struct tile {
     void *to;
     CUtensorMap map;
     int x, y;
+    const void *from; /* not NULL: `bytes` of a row, without a map */
+    size_t bytes;
 } tile;
 
 typedef struct mbarrier {
@@ -155,6 +157,21 @@ void emu_mbarrier_arrive(void *at, int bytes)
     try_phase(b, m);
 }
 
+void emu_cluster_send(void *at, int rank, const void *v, size_t bytes, void *barrier)
+{
+    block *b = block_of(emu_self), *o = grid_member(b, rank, barrier);
+    mbarrier *m = barrier_at(hopper_of(o), o->arena + ((char *)barrier - b->arena));
+    emu_check_aligned(at, bytes);
+    emu_cluster_store(at, rank, v, bytes);
+    if (o == b)
+        race_release(b, emu_self->warp, m->clock);
+    m->bytes -= (long long)bytes;
+    if (m->pending > 0 || m->bytes != 0)
+        return;
+    m->pending = m->arrivals;
+    m->phase ^= 1;
+}
+
 static void deliver(block *b, const tile *t);
 
 static void deliver_all(block *b, mbarrier *m)
@@ -176,6 +193,8 @@ void emu_mbarrier_wait(void *at, int parity, emu_site site)
     mbarrier *m = barrier_at(hopper_of(b), at);
     if (m->phase == parity)
         deliver_all(b, m);
+    while (m->phase == parity && b->grid->launch->cluster > 1)
+        emu_yield(); /* another block may end it */
     while (m->phase == parity) {
         m->site = site;
         m->waiting[t->warp] |= 1u << t->lane;
@@ -281,8 +300,18 @@ static size_t tile_bytes(const CUtensorMap *map)
     return (size_t)(map->opaque[MAP_BOX] * 2 * map->opaque[MAP_BOX_ROWS]);
 }
 
+static void deliver_row(block *b, const tile *t)
+{
+    memcpy(t->to, t->from, t->bytes);
+    barrier_at(b->hopper, t->barrier)->bytes -= (long long)t->bytes;
+}
+
 static void deliver(block *b, const tile *t)
 {
+    if (t->from) {
+        deliver_row(b, t);
+        return;
+    }
     const uint64_t *m = t->map.opaque;
     const size_t at = emu_shared_address(t->to);
     for (int r = 0; r < (int)m[MAP_BOX_ROWS]; r++)
@@ -302,24 +331,39 @@ static void deliver(block *b, const tile *t)
     barrier_at(b->hopper, t->barrier)->bytes -= (long long)tile_bytes(&t->map);
 }
 
-void emu_tile_load(void *to, const CUtensorMap *map, int x, int y, void *barrier)
+/* Until it arrives, its place holds what is no number. */
+static void begin_tile(const tile *t, size_t bytes)
 {
     block *b = block_of(emu_self);
     hopper *h = hopper_of(b);
-    mbarrier *m = barrier_at(h, barrier);
-    const size_t bytes = tile_bytes(map);
-    emu_check_aligned((const void *)(uintptr_t)emu_shared_address(to), 128);
+    mbarrier *m = barrier_at(h, t->barrier);
     if (h->n_tiles == TILES_MAX)
         emu_fail("has more than %d tiles under way", TILES_MAX);
-    race_engine(to, bytes, true);
-    memset(to, EMU_POISON, bytes);
+    race_engine(t->to, bytes, true);
+    memset(t->to, EMU_POISON, bytes);
     race_release(b, emu_self->warp, m->clock);
-    h->tiles[h->n_tiles++] = (tile){barrier, to, *map, x, y};
+    h->tiles[h->n_tiles++] = *t;
     for (unsigned w = 0; w < b->n_warps; w++)
         if (m->waiting[w]) {
             deliver_all(b, m);
             return;
         }
+}
+
+void emu_tile_load(void *to, const CUtensorMap *map, int x, int y, void *barrier)
+{
+    emu_check_aligned((const void *)(uintptr_t)emu_shared_address(to), 128);
+    begin_tile(&(tile){.barrier = barrier, .to = to, .map = *map, .x = x, .y = y}, tile_bytes(map));
+}
+
+void emu_row_load(void *to, const void *from, int bytes, void *barrier)
+{
+    const size_t at = emu_shared_address(to);
+    emu_check_aligned((const void *)(uintptr_t)at, 16);
+    emu_check_aligned(from, 16);
+    if (bytes < 16 || bytes % 16 != 0 || at + (size_t)bytes > block_of(emu_self)->arena_used)
+        emu_fail("loads %d bytes to byte %zu of shared memory", bytes, at);
+    begin_tile(&(tile){.barrier = barrier, .to = to, .from = from, .bytes = (size_t)bytes}, (size_t)bytes);
 }
 
 /* ---- products ---- */

@@ -19,6 +19,14 @@ static const linear_shape g_linear[] = {
     {512, 1536, 5, 8, 3, true, false},
     {1152, 896, 1, 0, 0, true, false},
     {896, 4864, 7, 0, 0, false, false},
+    {896, 4864, 1, 0, 0, false,
+     false}, /* in shared memory as a whole: here and below by few and by many blocks */
+    {896, 896, 1, 0, 0, true, false},
+    {300, 512, 1, 0, 0, true, false},
+    {30, 1472, 1, 0, 0, false, false},
+    {101, 1472, 1, 0, 0, true, false},
+    {7, 128, 1, 0, 0, true, false},
+    {24, 4864, 1, 0, 0, false, false},
     {4101, 1056, 2, 0, 0, false, true},
     {4096, 4096, 1, 0, 0, false, false},
     {640, 14336, 8, 0, 0, true, false}, /* x does not fit: K is cut */
@@ -160,7 +168,8 @@ typedef struct gated_shape {
 static const gated_shape g_gated[] = {
     {1536, 512, 1, TM_ACT_SILU},       {4864, 896, 1, TM_ACT_SILU},  {513, 64, 8, TM_ACT_GELU_ERF},
     {1000, 1024, 4, TM_ACT_GELU_TANH}, {256, 4096, 13, TM_ACT_SILU}, {256, 4096, 30, TM_ACT_SILU},
-    {1536, 512, 70, TM_ACT_SILU},      {33, 48, 3, TM_ACT_GELU_ERF},
+    {1536, 512, 70, TM_ACT_SILU},      {33, 48, 3, TM_ACT_GELU_ERF}, {150, 512, 1, TM_ACT_SILU},
+    {27, 960, 1, TM_ACT_GELU_TANH},    {5, 1024, 1, TM_ACT_SILU},
 };
 
 static void gated_one(const gated_shape *s)
@@ -269,6 +278,8 @@ static void normed_test(void **state)
             for (int i = 0; i < 4; i++)
                 if (gpu_takes(6))
                     normed_one(tokens[t], 1040, widths[k], i % 2, i / 2);
+    for (int i = 0; i < 8; i++)
+        normed_one(1, i / 4 ? 166 : 42, i / 4 ? 896 : 1024, i % 2, i / 2 % 2);
 }
 
 static void act_test(void **state)

@@ -8,7 +8,7 @@ __device__ __forceinline__ float activate(float x, tm_act_kind kind)
 {
     switch (kind) {
     case TM_ACT_SILU:
-        return x / (1.0f + __expf(-x));
+        return __fdividef(x, 1.0f + __expf(-x)); /* 0 where the sum is infinite */
     case TM_ACT_GELU_ERF:
         return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     default: {

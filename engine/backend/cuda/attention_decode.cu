@@ -19,18 +19,20 @@
 namespace
 {
 
+/* Of a block. A team's has more where registers allow: most sequences are one step for it then. */
+constexpr int WARPS = 4;
 /* Steps of a block, from which on a part more is worth its share of the end; of a team's, the end without a team. */
 constexpr int LONG = 20, LONG_OF_TEAM = 8;
 constexpr int TEAM_UNITS = 4; /* sequences times kv heads, at most: with more, teams gain nothing */
 
 /* The warp's tiles behind the one at j into L2: asked for later they would come after weights of the products that follow. */
-template <typename T, int D>
+template <typename T, int D, int W>
 __device__ __forceinline__ void prefetch_rest(const decode_args &a, const part &p, int j)
 {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int n = 1; n < LONG_OF_TEAM && j + n * STRIDE < p.stored; n++) {
-        const int key = j + n * STRIDE + lane / 2;
+    for (int n = 1; n < LONG_OF_TEAM && j + n * STRIDE<W> < p.stored; n++) {
+        const int key = j + n * STRIDE<W> + lane / 2;
         if (key >= p.stored)
             continue;
         const T *of = static_cast<const T *>(lane % 2 ? a.v : a.k) +
@@ -41,24 +43,34 @@ __device__ __forceinline__ void prefetch_rest(const decode_args &a, const part &
 }
 
 /* TEAMED: teams of blocks; sequences too long for one team end by tickets. */
-template <typename T, int D, bool TEAMED>
-__global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decode_args a)
+template <typename T, int D, int W, bool TEAMED>
+__global__ void __launch_bounds__(32 * W, D > 128 ? 1
+                                          : W > 4 ? 2
+                                                  : 3) decode_kernel(decode_args a)
 {
-    SHARED(merge_smem<D>, sm);
+    typedef merge_smem<D, W> merges;
+    SHARED(merges, sm);
     SHARED(ticket_smem<D>, ts);
     SHARED(float2[D / 2], cs);
     SHARED(uint4[2 * D / 8], fresh_words);
     T *fresh = reinterpret_cast<T *>(fresh_words); /* [2][D], the new key and value */
+    SHARED(uint64_t, sent);
     if (!a.ahead)
         wait_previous();
-    const part p = find_part(a, TEAMED ? LONG_OF_TEAM : LONG);
+    const part p = find_part<W>(a, TEAMED ? LONG_OF_TEAM : LONG);
     const bool team = TEAMED && p.count > 0 && p.count <= TEAM;
     if (p.index >= (team ? TEAM : p.count)) {
         wait_left_to_others();
         return;
     }
-    if (team)
-        cluster_arrive();
+#if defined(HOPPER)
+    if constexpr (TEAMED) {
+        if (team) {
+            expect_shares<D>(p, &sent);
+            cluster_arrive();
+        }
+    }
+#endif
     softmax m = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     float o[D / 16][4] = {};
     tile_regs<D> r;
@@ -69,7 +81,7 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
         load_keys<T, D>(r, a, p, block, j);
         load_values<T, D>(r, a, p, block, j);
         if (TEAMED)
-            prefetch_rest<T, D>(a, p, j);
+            prefetch_rest<T, D, W>(a, p, j);
     }
     if (a.inv_freq) {
         fill_angles<D>(a, p, cs);
@@ -84,17 +96,19 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 3 : 1) decode_kernel(decod
             rotate_query<T, D>(q, cs);
         }
     }
-    attend<T, D>(a, p, m, o, q, r, j, fresh);
-    merge_warps<D>(sm, m, o);
+    attend<T, D, W>(a, p, m, o, q, r, j, fresh);
+    merge_warps<D, W>(sm, m, o);
+#if defined(HOPPER)
     if constexpr (TEAMED) {
         SHARED(team_smem<D>, in);
         if (team) {
             cluster_wait();
-            end_by_team<T, D>(a, p, sm, in);
+            end_by_team<T, D, W>(a, p, sm, in, &sent);
             return;
         }
     }
-    end_by_ticket<T, D>(a, p, sm, ts);
+#endif
+    end_by_ticket<T, D, W>(a, p, sm, ts);
 }
 
 /* Parts of a unit: as few as leave little of the last round of places empty. */
@@ -117,15 +131,17 @@ int find_splits(int units, int places)
 
 template <typename T, int D> cudaError_t launch_teams(decode_args a, int seqs, const tm_cuda_ctx *c)
 {
-    const cudaError_t e = cudaFuncSetAttribute(decode_kernel<T, D, true>,
+    constexpr int W = D == 64 ? 8 : WARPS;
+    const cudaError_t e = cudaFuncSetAttribute(decode_kernel<T, D, W, true>,
                                                cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     a.few = TEAM;
     /* One team a unit where no sequence becomes too long for it: those that have nothing to do cost, too. */
     const int splits =
-        (long)a.max_blocks << a.block_shift <= TEAM * STRIDE * LONG_OF_TEAM ? TEAM : SPLITS_MAX;
+        (long)a.max_blocks << a.block_shift <= TEAM * STRIDE<W> * LONG_OF_TEAM ? TEAM : SPLITS_MAX;
     dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
-    return e == cudaSuccess ? launch_clusters(c, decode_kernel<T, D, true>, grid, THREADS, TEAM, a)
-                            : e;
+    return e == cudaSuccess
+               ? launch_clusters(c, decode_kernel<T, D, W, true>, grid, 32 * W, TEAM, a)
+               : e;
 }
 
 template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const tm_cuda_ctx *c)
@@ -138,10 +154,10 @@ template <typename T, int D> cudaError_t launch(decode_args a, int seqs, const t
     /* Two blocks a multiprocessor read as fast as three: with many units, short sequences are spared the end of parts. */
     a.few = units < c->sms * 3 / 4 ? splits : min(splits, (c->sms * 9 / 5 + units - 1) / units);
     if constexpr (D <= 128)
-        if (c->dependent_launch && units <= TEAM_UNITS)
+        if (c->tensor_map && units <= TEAM_UNITS)
             return launch_teams<T, D>(a, seqs, c);
     dim3 grid((unsigned)splits, (unsigned)(a.kv_heads * a.head_groups), (unsigned)seqs);
-    return launch_kernel(c, decode_kernel<T, D, false>, grid, THREADS, 0, a);
+    return launch_kernel(c, decode_kernel<T, D, WARPS, false>, grid, 32 * WARPS, 0, a);
 }
 
 template <typename T>
@@ -206,7 +222,7 @@ extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *
         d.inv_freq = r->seq_inv_freq ? r->seq_inv_freq : r->inv_freq;
         d.freq_stride = r->seq_inv_freq ? r->rotary_dim / 2 : 0;
     }
-    d.ahead = r && !*c->eager;
+    d.ahead = r != NULL;
     d.mscale = r ? r->mscale : 1.0f;
     d.scale = a->scale;
     d.softcap = a->softcap;

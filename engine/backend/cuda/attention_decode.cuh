@@ -9,10 +9,9 @@
 namespace
 {
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
-constexpr int HEADS = 8;             /* of a block */
-constexpr int TILE = 16;             /* keys of a warp's step */
-constexpr int STRIDE = WARPS * TILE; /* keys of a block's step */
+constexpr int HEADS = 8;                         /* of a block */
+constexpr int TILE = 16;                         /* keys of a warp's step */
+template <int W> constexpr int STRIDE = W *TILE; /* keys of a step of a block of W warps */
 constexpr int SPLITS_MAX = 64;
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -43,8 +42,8 @@ struct part {
     const int32_t *blocks;
 };
 
-/* longest: steps of a block, from which on a part more is worth its share of the end. */
-__device__ __forceinline__ part find_part(const decode_args &a, int longest)
+/* W: warps of a block. longest: steps of a block, from which on a part more is worth its share of the end. */
+template <int W> __device__ __forceinline__ part find_part(const decode_args &a, int longest)
 {
     part p;
     p.seq = blockIdx.z;
@@ -54,15 +53,15 @@ __device__ __forceinline__ part find_part(const decode_args &a, int longest)
     p.rows = min(HEADS, a.group - in_group);
     p.len = __ldcg(a.kv_len + p.seq); /* a decode row is its sequence's last position */
     p.first = a.window > 0 && p.len > a.window ? p.len - a.window : 0;
-    const int base = p.first / STRIDE * STRIDE;
-    const int units = (p.len - base + STRIDE - 1) / STRIDE;
+    const int base = p.first / STRIDE<W> * STRIDE<W>;
+    const int units = (p.len - base + STRIDE<W> - 1) / STRIDE<W>;
     int each = (units + a.few - 1) / a.few;
     if (each > longest)
         each = max((units + (int)gridDim.x - 1) / (int)gridDim.x, longest);
     p.index = blockIdx.x;
     p.count = each > 0 ? (units + each - 1) / each : 0;
-    p.begin = base + p.index * each * STRIDE;
-    p.end = min(p.begin + each * STRIDE, p.len);
+    p.begin = base + p.index * each * STRIDE<W>;
+    p.end = min(p.begin + each * STRIDE<W>, p.len);
     p.stored = a.inv_freq ? min(p.end, p.len - 1) : p.end;
     p.blocks = a.blocks + (size_t)p.seq * a.max_blocks;
     return p;
@@ -178,7 +177,7 @@ __device__ __forceinline__ void update(const decode_args &a, const part &p, soft
 /* Cosine and sine of the row's angles. */
 template <int D> __device__ void fill_angles(const decode_args &a, const part &p, float2 *cs)
 {
-    for (int i = threadIdx.x; i < D / 2; i += THREADS) {
+    for (int i = threadIdx.x; i < D / 2; i += blockDim.x) {
         float s, c;
         sincosf((float)(p.len - 1) * a.inv_freq[p.seq * a.freq_stride + i], &s, &c);
         cs[i] = make_float2(c * a.mscale, s * a.mscale);
@@ -194,15 +193,23 @@ __device__ void append(const decode_args &a, const part &p, const float2 *cs, T 
     const size_t at = key_at<T, D>(a, p, __ldcg(p.blocks + (pos >> a.block_shift)), pos);
     T *k = static_cast<T *>(const_cast<void *>(a.k)) + at;
     T *v = static_cast<T *>(const_cast<void *>(a.v)) + at;
-    const T *from = static_cast<const T *>(a.qkv) +
-                    ((size_t)p.seq * (a.heads + 2 * a.kv_heads) + a.heads + p.kv_head) * D;
-    for (int i = threadIdx.x; i < D / 2; i += THREADS) {
-        const float x = to_f32(from[i]), y = to_f32(from[i + D / 2]);
-        fresh[i] = k[i] = from_f32<T>(x * cs[i].x - y * cs[i].y);
-        fresh[i + D / 2] = k[i + D / 2] = from_f32<T>(y * cs[i].x + x * cs[i].y);
+    const T *key = static_cast<const T *>(a.qkv) +
+                   ((size_t)p.seq * (a.heads + 2 * a.kv_heads) + a.heads + p.kv_head) * D;
+    const T *value = key + (size_t)a.kv_heads * D;
+    /* One half of the threads has the key, the other the value, so both are asked for at once. */
+    for (int n = threadIdx.x; n < D; n += blockDim.x) {
+        const int i = n % (D / 2);
+        const T *from = n < D / 2 ? key : value;
+        const T lo = from[i], hi = from[i + D / 2];
+        if (n < D / 2) {
+            const float x = to_f32(lo), y = to_f32(hi);
+            fresh[i] = k[i] = from_f32<T>(x * cs[i].x - y * cs[i].y);
+            fresh[i + D / 2] = k[i + D / 2] = from_f32<T>(y * cs[i].x + x * cs[i].y);
+        } else {
+            fresh[D + i] = v[i] = lo;
+            fresh[D + i + D / 2] = v[i + D / 2] = hi;
+        }
     }
-    for (int i = threadIdx.x; i < D; i += THREADS)
-        fresh[D + i] = v[i] = from[(size_t)a.kv_heads * D + i];
     __syncthreads();
 }
 
@@ -261,19 +268,19 @@ __device__ __forceinline__ void load_query(uint32_t (&q)[D / 8], const decode_ar
 }
 
 /* The warp's keys from j on, of which the first 16 are in r. */
-template <typename T, int D>
+template <typename T, int D, int W>
 __device__ __forceinline__ void attend(const decode_args &a, const part &p, softmax &m,
                                        float (&o)[D / 16][4], const uint32_t (&q)[D / 8],
                                        tile_regs<D> &r, int j, const T *fresh)
 {
     int32_t block = 0, next = 0;
-    if (j + STRIDE < p.end)
-        next = __ldcg(p.blocks + ((j + STRIDE) >> a.block_shift));
-    for (; j < p.end; j += STRIDE) {
-        const int ahead = j + STRIDE;
+    if (j + STRIDE<W> < p.end)
+        next = __ldcg(p.blocks + ((j + STRIDE<W>) >> a.block_shift));
+    for (; j < p.end; j += STRIDE<W>) {
+        const int ahead = j + STRIDE<W>;
         block = next;
-        if (ahead + STRIDE < p.end)
-            next = __ldcg(p.blocks + ((ahead + STRIDE) >> a.block_shift));
+        if (ahead + STRIDE<W> < p.end)
+            next = __ldcg(p.blocks + ((ahead + STRIDE<W>) >> a.block_shift));
         if (p.stored < p.end && j + TILE >= p.end)
             patch<T, D>(r, p, fresh, j);
         float s[4] = {};
@@ -303,15 +310,15 @@ template <int D> __host__ __device__ constexpr int place_of(int d)
 }
 
 /* Shared by the warps at the end of a part; o by place_of. */
-template <int D> struct merge_smem {
-    float o[WARPS][HEADS][D + 4];
-    float m[WARPS][HEADS], l[WARPS][HEADS];
+template <int D, int W> struct merge_smem {
+    float o[W][HEADS][D + 4];
+    float m[W][HEADS], l[W][HEADS];
     float top[HEADS], sum[HEADS]; /* of the block */
 };
 
 /* Every warp's o, scaled to the block's maximum, into shared memory, and the block's maxima and sums. */
-template <int D>
-__device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 16][4])
+template <int D, int W>
+__device__ void merge_warps(merge_smem<D, W> &sm, softmax &m, const float (&o)[D / 16][4])
 {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int i = 0; i < 2; i++) {
@@ -326,7 +333,7 @@ __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 
     float f[2];
     for (int i = 0; i < 2; i++) {
         float top = -INFINITY;
-        for (int w = 0; w < WARPS; w++)
+        for (int w = 0; w < W; w++)
             top = fmaxf(top, sm.m[w][2 * t + i]);
         f[i] = m.m[i] == -INFINITY ? 0.0f : power2(m.m[i] - top);
     }
@@ -338,9 +345,9 @@ __device__ void merge_warps(merge_smem<D> &sm, softmax &m, const float (&o)[D / 
     }
     if (threadIdx.x < HEADS) {
         float top = -INFINITY, sum = 0.0f;
-        for (int w = 0; w < WARPS; w++)
+        for (int w = 0; w < W; w++)
             top = fmaxf(top, sm.m[w][threadIdx.x]);
-        for (int w = 0; w < WARPS; w++)
+        for (int w = 0; w < W; w++)
             if (sm.m[w][threadIdx.x] != -INFINITY)
                 sum += sm.l[w][threadIdx.x] * power2(sm.m[w][threadIdx.x] - top);
         sm.top[threadIdx.x] = top;

@@ -7,6 +7,7 @@
 #define TM_ENGINE_BACKEND_CUDA_ATTENTION_ENDS_CUH
 
 #include "engine/backend/cuda/attention_decode.cuh"
+#include "engine/backend/cuda/hopper.cuh"
 
 namespace
 {
@@ -19,12 +20,12 @@ template <int D> __host__ __device__ constexpr size_t part_floats()
 
 constexpr int BATCH = 16; /* parts whose sums are asked for at once */
 
-/* factor[h][i]: what the sums of part i weigh in head h's result. 16 lanes a head, a part each in turn. */
-template <int D>
+/* factor[h][i]: what the sums of part i weigh in head h's result. 4 lanes of each warp a head, a part each in turn. */
+template <int D, int W>
 __device__ __forceinline__ void weigh_parts(const part &p, const float *parts,
                                             float (&factor)[HEADS][SPLITS_MAX])
 {
-    constexpr int LANES = THREADS / HEADS, TURNS = SPLITS_MAX / LANES;
+    constexpr int LANES = 32 * W / HEADS, TURNS = SPLITS_MAX / LANES;
     const int h = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     float m[TURNS], l[TURNS], top = -INFINITY, sum = 0.0f;
 #pragma unroll
@@ -54,14 +55,14 @@ __device__ __forceinline__ void weigh_parts(const part &p, const float *parts,
 
 /* The unit's result from its parts' sums, 4 neighbouring dims of a head a thread. The first ones are asked for before the
  * parts' weights are known. */
-template <typename T, int D>
+template <typename T, int D, int W>
 __device__ void add_parts(const decode_args &a, const part &p, const float *parts,
                           float (&factor)[HEADS][SPLITS_MAX])
 {
     constexpr int PACKS = D / 4;
     T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0) * D;
     bool weighed = false;
-    for (int i = threadIdx.x; !weighed || i < p.rows * PACKS; i += THREADS) {
+    for (int i = threadIdx.x; !weighed || i < p.rows * PACKS; i += blockDim.x) {
         const float *from = parts + i * 4;
         float acc[4] = {};
         for (int n = 0; n < p.count; n += BATCH) {
@@ -73,7 +74,7 @@ __device__ void add_parts(const decode_args &a, const part &p, const float *part
                                                                      (n + k) * part_floats<D>()))
                            : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (!weighed)
-                weigh_parts<D>(p, parts, factor);
+                weigh_parts<D, W>(p, parts, factor);
             weighed = true;
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
@@ -97,25 +98,26 @@ template <int D> struct ticket_smem {
 };
 
 /* What a block's warps found of result i. */
-template <int D> __device__ __forceinline__ float block_sum(const merge_smem<D> &sm, int i)
+template <int D, int W>
+__device__ __forceinline__ float block_sum(const merge_smem<D, W> &sm, int i)
 {
     float v = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++)
+    for (int w = 0; w < W; w++)
         v += sm.o[w][i / D][place_of<D>(i % D)];
     return v;
 }
 
-template <typename T, int D>
+template <typename T, int D, int W>
 __device__ __forceinline__ void end_by_ticket(const decode_args &a, const part &p,
-                                              const merge_smem<D> &sm, ticket_smem<D> &ts)
+                                              const merge_smem<D, W> &sm, ticket_smem<D> &ts)
 {
     const int unit = p.seq * gridDim.y + blockIdx.y;
     float *parts = a.scratch + (size_t)unit * gridDim.x * part_floats<D>();
     float *mine = parts + p.index * part_floats<D>();
     T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0) * D;
-    for (int i = threadIdx.x; i < p.rows * D; i += THREADS) {
-        const float v = block_sum<D>(sm, i);
+    for (int i = threadIdx.x; i < p.rows * D; i += blockDim.x) {
+        const float v = block_sum<D, W>(sm, i);
         if (p.count == 1)
             out[i] = from_f32<T>(v / sm.sum[i / D]);
         else
@@ -138,48 +140,87 @@ __device__ __forceinline__ void end_by_ticket(const decode_args &a, const part &
     __syncthreads();
     if (!ts.last)
         return;
-    add_parts<T, D>(a, p, parts, ts.factor);
+    add_parts<T, D, W>(a, p, parts, ts.factor);
 }
 
 constexpr int TEAM = 16; /* blocks */
 
-/* What the blocks of a team have sent this one: its share of the results from each, and each one's maxima and sums. */
+#if defined(HOPPER)
+
+/* What the blocks of a team have sent this one: its share of the results from each, and what they weigh: maxima and sums of
+ * the two heads that a share, half a head's dims at most, may touch. */
 template <int D> struct team_smem {
-    float o[TEAM][HEADS * D / TEAM];
-    float m[TEAM][HEADS], l[TEAM][HEADS];
+    float4 o[TEAM][HEADS * D / TEAM / 4];
+    float2 weight[TEAM][2];
 };
 
-/* Every block of the team comes here, those without keys too; all have begun. */
-template <typename T, int D>
-__device__ __forceinline__ void end_by_team(const decode_args &a, const part &p,
-                                            const merge_smem<D> &sm, team_smem<D> &in)
+/* Results of a block of the team, a multiple of 4. */
+template <int D> __device__ __forceinline__ int share_of(const part &p)
 {
-    const int results = p.rows * D, share = (results + TEAM - 1) / TEAM, me = cluster_rank();
-    for (int i = threadIdx.x; i < results; i += THREADS)
-        store_cluster(&in.o[me][i % share], i / share, block_sum<D>(sm, i));
-    for (int i = threadIdx.x; i < TEAM * p.rows; i += THREADS) {
-        const int h = i % p.rows;
-        store_cluster(&in.m[me][h], i / p.rows, sm.top[h]);
-        store_cluster(&in.l[me][h], i / p.rows, sm.sum[h]);
+    return (p.rows * D + TEAM * 4 - 1) / (TEAM * 4) * 4;
+}
+
+/* Before the team's first barrier: what will come. */
+template <int D> __device__ __forceinline__ void expect_shares(const part &p, uint64_t *sent)
+{
+    if (threadIdx.x == 0) {
+        barrier_init(sent, 1);
+        barriers_made();
+        barrier_expect(sent, TEAM * (share_of<D>(p) / 4 + 1) * (int)sizeof(float4));
     }
-    cluster_arrive();
-    cluster_wait();
+}
+
+/* Maximum and sum of the heads of the results from `at` on. */
+template <int D, int W>
+__device__ __forceinline__ float4 weight_of(const part &p, const merge_smem<D, W> &sm, int at)
+{
+    const int h = min(at / D, p.rows - 1), next = min(h + 1, p.rows - 1);
+    return make_float4(sm.top[h], sm.sum[h], sm.top[next], sm.sum[next]);
+}
+
+/* Every block of the team comes here, those without keys too; all have begun and expect what is sent. */
+template <typename T, int D, int W>
+__device__ __forceinline__ void end_by_team(const decode_args &a, const part &p,
+                                            const merge_smem<D, W> &sm, team_smem<D> &in,
+                                            uint64_t *sent)
+{
+    constexpr int LANES = 16; /* that send to one block */
+    const int results = p.rows * D, share = share_of<D>(p), me = cluster_rank();
+    const int lane = threadIdx.x % LANES;
+#pragma unroll 1
+    for (int to = threadIdx.x / LANES; to < TEAM; to += 32 * W / LANES) {
+        for (int n = lane; n < share / 4; n += LANES) {
+            const int at = to * share + n * 4;
+            float v[4] = {};
+            for (int e = 0; e < 4 && at < results; e++)
+                v[e] = block_sum<D, W>(sm, at + e);
+            send_cluster(&in.o[me][n], to, make_float4(v[0], v[1], v[2], v[3]), sent);
+        }
+        if (lane == LANES - 1)
+            send_cluster(reinterpret_cast<float4 *>(in.weight[me]), to,
+                         weight_of<D, W>(p, sm, to * share), sent);
+    }
+    barrier_wait(sent, 0);
     T *out = static_cast<T *>(a.out) + ((size_t)p.seq * a.heads + p.head0) * D;
-    for (int i = threadIdx.x; i < share && me * share + i < results; i += THREADS) {
-        const int at = me * share + i, h = at / D;
+    for (int i = threadIdx.x; i < share && me * share + i < results; i += blockDim.x) {
+        const int at = me * share + i;
+        const int h = at / D - me * share / D;
         float top = -INFINITY, sum = 0.0f, v = 0.0f;
 #pragma unroll
         for (int f = 0; f < TEAM; f++)
-            top = fmaxf(top, in.m[f][h]);
+            top = fmaxf(top, in.weight[f][h].x);
 #pragma unroll
         for (int f = 0; f < TEAM; f++) {
-            const float factor = power2(in.m[f][h] - top);
-            sum += in.l[f][h] * factor;
-            v += in.o[f][i] * factor;
+            const float2 w = in.weight[f][h];
+            const float factor = power2(w.x - top);
+            sum += w.y * factor;
+            v += reinterpret_cast<const float *>(in.o[f])[i] * factor;
         }
         out[at] = from_f32<T>(v / sum);
     }
 }
+
+#endif
 
 } /* namespace */
 

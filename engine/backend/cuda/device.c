@@ -81,7 +81,6 @@ static void *find_tensor_map(const struct cudaDeviceProp *prop)
 static cudaError_t take_resources(tm_device *d, const struct cudaDeviceProp *prop)
 {
     void *scratch = NULL, *tickets = NULL;
-    d->ctx.eager = &d->eager;
     d->ctx.sms = prop->multiProcessorCount;
     d->ctx.dependent_launch = prop->major >= 9;
     cudaError_t e = cudaSetDevice(d->index);

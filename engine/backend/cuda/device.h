@@ -12,7 +12,7 @@ struct tm_device {
     tm_cuda_gemm *gemm;
     tm_ranks *ranks; /* NULL: this device is alone */
     tm_device_opts opts;
-    bool poisoned, eager; /* eager: see tm_cuda_ctx */
+    bool poisoned;
     char text[160];
 };
 

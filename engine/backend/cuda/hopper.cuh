@@ -56,11 +56,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *b)
 /* Arrives when the copies that this thread has begun (copy_async) are done. */
 __device__ __forceinline__ void arrive_copied(uint64_t *b)
 {
-    asm volatile(
-        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
-        : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
+                 : "memory");
 }
-/* Arrives and announces bytes that tile_load brings. */
+/* Arrives and announces bytes that tile_load or row_load brings. */
 __device__ __forceinline__ void barrier_expect(uint64_t *b, int bytes)
 {
     asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(
@@ -75,6 +74,18 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, int parity)
                  "again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
                  "@!p bra again; }" ::"r"(shared_address(b)),
                  "r"(parity)
+                 : "memory");
+}
+
+/* v to the variable of the cluster's block `rank` that is p in this one, whose bytes count for its barrier b. */
+__device__ __forceinline__ void send_cluster(float4 *p, int rank, float4 v, uint64_t *b)
+{
+    uint32_t at, bar;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(p)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(bar) : "r"(shared_address(b)), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(at),
+                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(bar)
                  : "memory");
 }
 
@@ -108,6 +119,15 @@ __device__ __forceinline__ void tile_load(void *to, const CUtensorMap *map, int 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
                  "l"(map), "r"(x), "r"(y), "r"(shared_address(b))
+                 : "memory");
+}
+
+/* Bytes that follow each other, a multiple of 16 and so are both places; they count for b. */
+__device__ __forceinline__ void row_load(void *to, const void *from, int bytes, uint64_t *b)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(b))
                  : "memory");
 }
 

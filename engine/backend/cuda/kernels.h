@@ -25,7 +25,6 @@ typedef struct tm_cuda_ctx {
         dependent_launch; /* the device starts a kernel before the one in front has ended (launch.cuh) */
     float *scratch;       /* partial results of one kernel, TM_CUDA_SCRATCH_BYTES */
     int *tickets; /* [TM_CUDA_TICKETS + 1] counters, zero between kernels; the last: tiles */
-    bool *eager; /* the kernel launched last lets the next begin before it has waited itself (launch.cuh) */
     tm_cuda_profile *profile; /* NULL: nothing is timed */
     void *tensor_map; /* cuTensorMapEncodeTiled, where the kernels for sm_90a can run; else NULL */
 } tm_cuda_ctx;

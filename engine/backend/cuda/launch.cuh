@@ -5,10 +5,10 @@
  * have waited, so the order is kept through any chain of kernels.
  *
  * Most call start_next only after that: so when the kernel behind such a one begins, everything in front of that one
- * is complete, and what only those wrote may be read before wait_previous. attention_decode.cu does so with the cache. Eager
- * kernels (`eagerly` leaves word in the context) call start_next first, so that products behind them fetch weights for
- * longer; attention behind one of them waits before it reads. Where the device cannot do this (sm_80) the attribute is
- * left out and both calls are empty. */
+ * is complete. Eager ones (norms, sums of ranks, products of one token on Hopper) call it first, so that what is behind them
+ * begins still earlier. A step's first kernel, the embedding, is not eager; so every later one of the step may read before
+ * wait_previous what was there when the step began: weights, the batch, and keys and values of older tokens, as
+ * attention_decode.cu does. Where the device cannot do this (sm_80) the attribute is left out and both calls are empty. */
 #ifndef TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 #define TM_ENGINE_BACKEND_CUDA_LAUNCH_CUH
 
@@ -24,7 +24,6 @@ cudaError_t launch_config(const tm_cuda_ctx *c, const cudaLaunchConfig_t *config
                           void (*kernel)(P...), typename same<P>::type... args)
 {
     tm_cuda_profile *profile = c->profile; /* may be set meanwhile */
-    *c->eager = false;
     if (!profile)
         return cudaLaunchKernelEx(config, kernel, args...);
     tm_cuda_profile_enter(profile, reinterpret_cast<const void *>(kernel), NULL, c->stream);
@@ -81,13 +80,6 @@ cudaError_t launch_kernel(const tm_cuda_ctx *c, void (*kernel)(P...), dim3 grid,
             return e;
     }
     return launch_blocks(c, kernel, grid, threads, smem, 1, args...);
-}
-
-/* Says of the kernel launched last that it calls start_next before wait_previous. */
-inline cudaError_t eagerly(const tm_cuda_ctx *c, cudaError_t launched)
-{
-    *c->eager = true;
-    return launched;
 }
 
 #endif

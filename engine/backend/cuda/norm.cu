@@ -101,8 +101,8 @@ template <typename T> cudaError_t launch(const tm_norm_args *a, const tm_cuda_ct
         threads = 256;
     threads = threads > THREADS_MAX ? THREADS_MAX : threads;
     dim3 grid((unsigned)a->n_tokens);
-    return eagerly(c, v == 8 ? launch_kernel(c, norm_kernel<T, 8>, grid, threads, 0, *a)
-                             : launch_kernel(c, norm_kernel<T, 1>, grid, threads, 0, *a));
+    return v == 8 ? launch_kernel(c, norm_kernel<T, 8>, grid, threads, 0, *a)
+                  : launch_kernel(c, norm_kernel<T, 1>, grid, threads, 0, *a);
 }
 
 } /* namespace */

@@ -332,9 +332,8 @@ template <typename T, bool NORM>
 cudaError_t launch_ranks(const tm_peers *p, const job &j, tm_peer_way way, const tm_cuda_ctx *c)
 {
     if (p->size <= 2)
-        return eagerly(c, launch<T, 2, NORM>(p, j, way, c));
-    return eagerly(c, p->size <= 4 ? launch<T, 4, NORM>(p, j, way, c)
-                                   : launch<T, 8, NORM>(p, j, way, c));
+        return launch<T, 2, NORM>(p, j, way, c);
+    return p->size <= 4 ? launch<T, 4, NORM>(p, j, way, c) : launch<T, 8, NORM>(p, j, way, c);
 }
 } /* namespace */
 

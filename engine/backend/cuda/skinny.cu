@@ -393,7 +393,9 @@ cudaError_t launch_kind(const skinny_args &a, bool gated, int parts, dim3 grid, 
 cudaError_t launch_any(skinny_args a, bool gated, const tm_cuda_ctx *c)
 {
     if (tm_cuda_skinny_ring_fits(a, gated, c))
-        return tm_cuda_skinny_ring_launch(a, gated, c);
+        return tm_cuda_skinny_resident_fits(a, gated, c)
+                   ? tm_cuda_skinny_resident_launch(a, gated, c)
+                   : tm_cuda_skinny_ring_launch(a, gated, c);
     const int parts = parts_of(a, gated), rows = gated ? 8 : 16 / parts;
     a.tiles = (a.n + rows - 1) / rows;
     a.stride = skinny_stride(a.k / parts);

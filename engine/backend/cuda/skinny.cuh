@@ -33,6 +33,10 @@ __device__ __forceinline__ void write_out(const skinny_args &a, size_t at, float
         static_cast<T *>(a.out)[at] = from_f32<T>(v);
 }
 
+/* The kernel with all of a block's weights in shared memory, where the next one fits, too. */
+bool tm_cuda_skinny_resident_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c);
+cudaError_t tm_cuda_skinny_resident_launch(const skinny_args &s, bool gated, const tm_cuda_ctx *c);
+
 /* The kernel through a ring in shared memory, where the device is a Hopper and the shape fits. */
 bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c);
 cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &a, bool gated, const tm_cuda_ctx *c);

@@ -7,37 +7,20 @@
  * memory to do, most of the layer's weights come. All products of a step have to be of this kind for that, since a block
  * of skinny.cu leaves no room for one of these beside it.
  *
- * Rows of a stage are the M side of the tensor core, tokens its N side, and a lane owns 8 neighbouring k of two rows; rows
- * lie an odd multiple of 64 bytes apart (no bank conflicts). Of a warp's sums only the token's column is kept, and those of
- * all of a block's tiles come together at once where they are few: for so short a kernel a barrier counts.
- *
  * One token only: with two, the longest rows of a model leave no room for the ring.
  *
  * Bytes moved: N * K * 2 from memory, plus K * 2 per block from L2. */
-#include "engine/backend/cuda/act.cuh"
-#include "engine/backend/cuda/hopper.cuh"
-#include "engine/backend/cuda/launch.cuh"
-#include "engine/backend/cuda/mma.cuh"
-#include "engine/backend/cuda/skinny.cuh"
+#include "engine/backend/cuda/skinny_hopper.cuh"
 
 namespace
 {
 
-constexpr int WARPS = 8, WORKERS = 32 * WARPS;
 constexpr int FETCHERS = 3, THREADS = WORKERS + 32 * FETCHERS;
-constexpr int ROWS = 16; /* of a stage */
-constexpr int STEP = 64; /* k of a warp at a time, one or two of them a stage */
-constexpr int ROW_MAX = WARPS * 2 * STEP * 2; /* of a stage, bytes */
-constexpr int STAGES_MIN = FETCHERS, STAGES_MAX = 16;
-constexpr int LEFT_MAX = 1; /* stages that a block of large stages may have besides its ring */
-constexpr int PACKS = 2; /* of 8 numbers of x that a thread has where the norm is computed here */
+constexpr int STAGES_MIN = FETCHERS;
+constexpr int LEFT_MAX = 1;      /* stages that a block of large stages may have besides its ring */
 constexpr int HIDDEN_MAX = 2048; /* of models that gain: the others stream long enough without it */
-constexpr int SUMS = WARPS * 16; /* of a tile */
-constexpr int TOGETHER_MAX = 6;  /* tiles that are finished together, where a block has no more */
 /* Neighbours and what the driver takes of each fit a multiprocessor's 228 KiB: most for the one with most weights. */
 constexpr size_t SMEM_MAX = 98 << 10, SMEM_GATED = 128 << 10;
-constexpr int MOST_SHARED = 100; /* per cent */
-enum { WORK = 1 };               /* the workers' barrier */
 
 struct ring_args {
     skinny_args s;
@@ -50,26 +33,12 @@ struct ring_args {
     bool eager;          /* the kernel behind may start at once (launch.cuh) */
 };
 
-/* What rows 0 to 7 and 8 to 15 of a stage are: 16 rows of W, 8 gate rows and their up rows, or both halves of K of 8 rows,
- * where 16 rows a block would leave blocks without any. */
-enum shape { PLAIN, GATED, HALVES };
-
-__host__ __device__ constexpr int rows_of(shape s)
-{
-    return s == PLAIN ? 16 : 8;
-}
-
 __host__ __device__ __forceinline__ int stage_bytes(const ring_args &a)
 {
     return ROWS * a.pitch;
 }
 
 #if defined(HOPPER)
-
-__device__ __forceinline__ void workers_barrier()
-{
-    turn_wait<WORKERS>(WORK);
-}
 
 /* ---- fetching ---- */
 
@@ -179,7 +148,7 @@ __device__ void fetch(const ring_args &a, char *ring, uint64_t *full, uint64_t *
     start_next();
 }
 
-/* ---- x ---- */
+/* ---- products ---- */
 
 template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
 {
@@ -188,117 +157,6 @@ template <typename T> __device__ void load_x(const skinny_args &a, T *xs)
     copy_commit();
     copy_wait<0>();
     workers_barrier();
-}
-
-struct norm_weights {
-    float4 w[PACKS][2];
-};
-
-__device__ __forceinline__ norm_weights load_norm_weights(const skinny_args &a)
-{
-    norm_weights n = {};
-#pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int i = threadIdx.x + j * WORKERS;
-        if (i < a.k / 8) {
-            n.w[j][0] = reinterpret_cast<const float4 *>(a.norm_w)[i * 2];
-            n.w[j][1] = reinterpret_cast<const float4 *>(a.norm_w)[i * 2 + 1];
-        }
-    }
-    return n;
-}
-
-/* The RMS norm of residual + delta. The sum is rounded before it is normalised and what is normalised is rounded again,
- * as the norm operator does. */
-template <typename T>
-__device__ void load_normed(const skinny_args &a, const norm_weights &n, T *xs)
-{
-    SHARED(float[WARPS], sums);
-    pack<T, 8> r[PACKS] = {};
-    const int packs = a.k / 8;
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int i = threadIdx.x + j * WORKERS;
-        if (i >= packs)
-            continue;
-        r[j] = load_pack<T, 8>(a.residual, i);
-        if (a.delta) {
-            const pack<T, 8> d = load_pack<T, 8>(a.delta, i);
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) + to_f32(d.e[e]));
-            if (blockIdx.x == 0)
-                store_pack<T, 8>(a.residual_out, i, r[j]);
-        }
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            sum += to_f32(r[j].e[e]) * to_f32(r[j].e[e]);
-    }
-    for (int i = 16; i > 0; i >>= 1)
-        sum += __shfl_xor_sync(0xffffffffu, sum, i);
-    if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = sum;
-    workers_barrier();
-    sum = 0.0f;
-    for (int i = 0; i < WARPS; i++)
-        sum += sums[i];
-    const float inv = rsqrtf(sum / a.k + a.eps);
-#pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int i = threadIdx.x + j * WORKERS;
-        const float4 lo = n.w[j][0], hi = n.w[j][1];
-        const float w[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
-        if (i >= packs)
-            continue;
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            r[j].e[e] = from_f32<T>(to_f32(r[j].e[e]) * inv * (a.one + w[e]));
-        store_pack<T, 8>(xs, i, r[j]);
-    }
-    workers_barrier();
-}
-
-/* ---- products ---- */
-
-/* 64 k of this warp's part of a stage; x: of this lane's column, where it is one of a token. */
-template <typename T>
-__device__ __forceinline__ void multiply(float (&acc)[4], const char *lo, const char *hi,
-                                         const T *x, bool token)
-{
-#pragma unroll
-    for (int h = 0; h < STEP / 32; h++) {
-        const uint4 a = *reinterpret_cast<const uint4 *>(lo + h * 64);
-        const uint4 b = *reinterpret_cast<const uint4 *>(hi + h * 64);
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (token)
-            v = *reinterpret_cast<const uint4 *>(x + h * 32);
-        mma<T>(acc, a.x, b.x, a.y, b.y, v.x, v.y);
-        mma<T>(acc, a.z, b.z, a.w, b.w, v.z, v.w);
-    }
-}
-
-/* A warp's sums of a tile, of which those of the token's column are wanted, or with halves of K of its two columns: [16], by
- * the row of the stage. */
-template <shape S> __device__ __forceinline__ void leave_sums(float *sums, float (&acc)[2][4])
-{
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    if (t == 0)
-        sums[warp * 16 + g] = acc[0][0] + acc[1][0];
-    if (t == (S == HALVES ? 2 : 0))
-        sums[warp * 16 + g + 8] = acc[0][2] + acc[1][2];
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        acc[0][i] = acc[1][i] = 0.0f;
-}
-
-__device__ __forceinline__ float add_sums(const float *sums, int row)
-{
-    float v = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
-        v += sums[w * 16 + row];
-    return v;
 }
 
 /* The row of the first tile that this thread finishes has its bias before x is there. */
@@ -318,11 +176,7 @@ __device__ __forceinline__ void finish(const skinny_args &a, const float *red, i
     for (int i = threadIdx.x; i < count * N; i += WORKERS) {
         const float *sums = red + i / N * SUMS;
         const int at = tile + i / N * (int)gridDim.x, row = at * N + i % N;
-        float v = add_sums(sums, i % N);
-        if (S == GATED)
-            v = activate(v, a.act) * add_sums(sums, i % N + 8);
-        if (S == HALVES)
-            v += add_sums(sums, i % N + 8);
+        float v = tile_result<S>(a, sums, i % N);
         if (row >= a.n)
             continue;
         if (a.bias)
@@ -420,14 +274,6 @@ template <typename T, shape S> __global__ void ring_kernel(const __grid_constant
 
 #endif
 
-/* Pieces of K as even as multiples of a step allow. */
-int chunk_of(int k, int warp_k)
-{
-    const int most = WARPS * warp_k, pieces = (k + most - 1) / most,
-              each = (k + pieces - 1) / pieces;
-    return (each + STEP - 1) / STEP * STEP;
-}
-
 /* Large stages cost less, small ones keep a stream of many flowing. */
 void plan_stages(ring_args &a, size_t room, int tiles)
 {
@@ -460,20 +306,17 @@ ring_args plan(const skinny_args &s, bool gated, const tm_cuda_ctx *c, shape *ki
     const size_t all = gated ? SMEM_GATED : SMEM_MAX;
     const size_t other = (size_t)a.slots * SUMS * sizeof(float) + (size_t)s.k * 2;
     plan_stages(a, other < all ? all - other : 0, tiles);
-    /* All but what attention follows, which reads keys that early, and the head. */
-    a.eager = !(s.norm_w && !gated) && !s.f32_out;
+    a.eager = !s.f32_out;
     return a;
 }
 
 } /* namespace */
 
-/* Every product of a model has its hidden size as n or k, so all of them are taken, or none: k of what reads the residual
- * stream, n of what is added to it. */
+/* Every product of a model has its hidden size as n or k, so all of them are taken, or none. */
 bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ctx *c)
 {
-    const int hidden = a.norm_w || gated || a.f32_out ? a.k : a.n;
     shape kind;
-    return c->tensor_map && a.tokens == 1 && a.k % STEP == 0 && hidden <= HIDDEN_MAX &&
+    return c->tensor_map && a.tokens == 1 && a.k % STEP == 0 && hidden_of(a, gated) <= HIDDEN_MAX &&
            (!a.norm_w || a.k <= PACKS * WORKERS * 8) &&
            plan(a, gated, c, &kind).stages >= STAGES_MIN;
 }
@@ -508,8 +351,6 @@ cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &s, bool gated, const t
     const size_t smem = (size_t)a.stages * stage_bytes(a) + (size_t)a.slots * SUMS * sizeof(float) +
                         (size_t)s.k * 2;
     const dim3 grid((unsigned)min(c->sms, a.s.tiles));
-    const cudaError_t e = c->act == TM_DTYPE_BF16
-                              ? launch_shape<__nv_bfloat16>(kind, grid, smem, a, c)
-                              : launch_shape<__half>(kind, grid, smem, a, c);
-    return a.eager ? eagerly(c, e) : e;
+    return c->act == TM_DTYPE_BF16 ? launch_shape<__nv_bfloat16>(kind, grid, smem, a, c)
+                                   : launch_shape<__half>(kind, grid, smem, a, c);
 }

@@ -46,6 +46,11 @@ inline void barrier_wait(uint64_t *b, int parity, EMU_SITE_PARAMS)
     emu_mbarrier_wait(b, parity, {"barrier_wait", file, line});
 }
 
+inline void send_cluster(float4 *p, int rank, float4 v, uint64_t *b)
+{
+    emu_cluster_send(p, rank, &v, sizeof(v), b);
+}
+
 template <int THREADS> inline void turn_wait(int name, EMU_SITE_PARAMS)
 {
     emu_turn(name, THREADS, true, {"turn_wait", file, line});
@@ -66,6 +71,10 @@ inline void prefetch_map(const CUtensorMap *)
 inline void tile_load(void *to, const CUtensorMap *map, int x, int y, uint64_t *b)
 {
     emu_tile_load(to, map, x, y, b);
+}
+inline void row_load(void *to, const void *from, int bytes, uint64_t *b)
+{
+    emu_row_load(to, from, bytes, b);
 }
 
 inline uint64_t tile_operand(const void *p, int wide)
