@@ -171,6 +171,10 @@ static void alone(tm_engine *e)
     }
 }
 
+/* In nats. Rounding to bf16 moves the log-probabilities of demo-20m that much: of 113,795 answers that two groups of two GPUs gave
+ * in another way the worst was 0.44 off (bench/results/h200.csv). A wrong token is off by several. */
+#define NEAR_TIE 0.5f
+
 /* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
  * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
  * there. */
@@ -196,7 +200,7 @@ static bool expect_as_good(tm_engine *e, const ask *a, const answer *got, const 
     }
     float d = score[1].prompt_logprobs[n + at] - score[0].prompt_logprobs[n + at];
     printf("request %d leaves at token %d: %g\n", (int)a->r.id, at, (double)d);
-    assert_true(d < 0.05f);
+    assert_true(d < NEAR_TIE);
     return false;
 }
 
