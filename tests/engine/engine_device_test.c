@@ -171,9 +171,9 @@ static void alone(tm_engine *e)
     }
 }
 
-/* In nats. Rounding to bf16 moves the log-probabilities of demo-20m that much: of 113,795 answers that two groups of two GPUs gave
- * in another way the worst was 0.44 off (bench/results/h200.csv). A wrong token is off by several. */
-#define NEAR_TIE 0.5f
+/* In nats. By rounding to bf16 answers of demo-20m parted here at tokens up to 0.08 worse, in a run of a cluster with 113,795 of them
+ * up to 0.44 (bench/results/h200.csv). A wrong token is worse by several. */
+#define NEAR_TIE 0.2f
 
 /* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
  * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
@@ -223,8 +223,7 @@ static void crowd(tm_engine *e, rng *r)
     while (st.step_age_ms > 0); /* what ran ahead is collected */
     assert_int_equal(st.running + st.waiting + st.blocks_used, 0);
     printf("%d requests: %d of %d greedy answers as alone, the others as good; %d steps, %d "
-           "preemptions, %d tokens from "
-           "the cache\n",
+           "preemptions, %d tokens from the cache\n",
            g_crowd, same, (g_crowd + 1) / 2, (int)st.steps, (int)st.preemptions,
            (int)st.cached_tokens);
 }

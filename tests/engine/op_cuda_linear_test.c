@@ -19,8 +19,7 @@ static const linear_shape g_linear[] = {
     {512, 1536, 5, 8, 3, true, false},
     {1152, 896, 1, 0, 0, true, false},
     {896, 4864, 7, 0, 0, false, false},
-    {896, 4864, 1, 0, 0, false,
-     false}, /* in shared memory as a whole: here and below by few and by many blocks */
+    {896, 4864, 1, 0, 0, false, false}, /* all of it in shared memory, as the next six */
     {896, 896, 1, 0, 0, true, false},
     {300, 512, 1, 0, 0, true, false},
     {30, 1472, 1, 0, 0, false, false},

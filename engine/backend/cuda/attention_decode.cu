@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(32 * W, D > 128 ? 1
     SHARED(uint4[2 * D / 8], fresh_words);
     T *fresh = reinterpret_cast<T *>(fresh_words); /* [2][D], the new key and value */
     SHARED(uint64_t, sent);
-    if (!a.ahead)
+    if (!a.inv_freq) /* alone: keys may be those of the kernel in front */
         wait_previous();
     const part p = find_part<W>(a, TEAMED ? LONG_OF_TEAM : LONG);
     const bool team = TEAMED && p.count > 0 && p.count <= TEAM;
@@ -222,7 +222,6 @@ extern "C" cudaError_t tm_cuda_attention_decode_launch(const tm_attention_args *
         d.inv_freq = r->seq_inv_freq ? r->seq_inv_freq : r->inv_freq;
         d.freq_stride = r->seq_inv_freq ? r->rotary_dim / 2 : 0;
     }
-    d.ahead = r != NULL;
     d.mscale = r ? r->mscale : 1.0f;
     d.scale = a->scale;
     d.softcap = a->softcap;

@@ -26,7 +26,6 @@ struct decode_args {
     float scale, softcap;
     int few;     /* parts of a short sequence; long ones have as many as there are blocks */
     bool shaped; /* softcap or alibi */
-    bool ahead;  /* keys are asked for before the kernel in front has ended */
     /* With inv_freq: q is rotated while it is loaded, and the part with the last key appends k and v. */
     const float *inv_freq;
     int freq_stride; /* from sequence to sequence; 0: all have the same */

@@ -5,7 +5,7 @@
  * have waited, so the order is kept through any chain of kernels.
  *
  * Most call start_next only after that: so when the kernel behind such a one begins, everything in front of that one
- * is complete. Eager ones (norms, sums of ranks, products of one token on Hopper) call it first, so that what is behind them
+ * is complete. Eager ones (norms, sums of ranks, products of one token on Hopper) call it before, so that what is behind them
  * begins still earlier. A step's first kernel, the embedding, is not eager; so every later one of the step may read before
  * wait_previous what was there when the step began: weights, the batch, and keys and values of older tokens, as
  * attention_decode.cu does. Where the device cannot do this (sm_80) the attribute is left out and both calls are empty. */

@@ -16,8 +16,8 @@ namespace
 {
 
 constexpr int FETCHERS = 3, THREADS = WORKERS + 32 * FETCHERS;
-constexpr int STAGES_MIN = FETCHERS;
-constexpr int LEFT_MAX = 1;      /* stages that a block of large stages may have besides its ring */
+constexpr int STAGES_MIN = FETCHERS, STAGES_MAX = 16;
+constexpr int ROW_MAX = WARPS * 2 * STEP * 2; /* of a stage, bytes */
 constexpr int HIDDEN_MAX = 2048; /* of models that gain: the others stream long enough without it */
 /* Neighbours and what the driver takes of each fit a multiprocessor's 228 KiB: most for the one with most weights. */
 constexpr size_t SMEM_MAX = 98 << 10, SMEM_GATED = 128 << 10;
@@ -28,7 +28,6 @@ struct ring_args {
     int pitch;           /* of a row of a stage, bytes, an odd multiple of 64 */
     int warp_k;          /* k of a stage that a warp has, STEP or two of them */
     int k;               /* of a part of K */
-    int left;            /* stages of a block that the ring has no room for, if they are few */
     int together, slots; /* tiles that are finished together; tiles whose sums there is room for */
     bool eager;          /* the kernel behind may start at once (launch.cuh) */
 };
@@ -99,29 +98,10 @@ __device__ __forceinline__ void fetch_stage(const ring_args &a, const cursor &c,
         }
 }
 
-/* What does not fit the ring, where that is little: into L2 while memory has nothing else to do. */
-template <shape S> __device__ __forceinline__ void prefetch_left(const ring_args &a)
-{
-    const int lane = threadIdx.x - WORKERS, pieces = (a.k + a.chunk - 1) / a.chunk;
-    cursor c;
-    for (int i = a.stages; i < a.stages + a.left; i++) {
-        c.tile = blockIdx.x + i / pieces * (int)gridDim.x;
-        if (c.tile >= a.s.tiles)
-            return;
-        c.seek<S>(a);
-        const int at = i % pieces * a.chunk, lines = (min(a.chunk, a.k - at) * 2 + 127) / 128;
-        for (int l = lane; c.rows == 8 && l < 16 * lines; l += 32 * FETCHERS) {
-            const char *row = (l / lines < 8 ? c.lo : c.hi) + (size_t)(l / lines % 8) * a.s.k * 2;
-            prefetch_l2(row + (size_t)at * 2 + l % lines * 128);
-        }
-    }
-}
-
 /* Every FETCHERS-th stage is this warp's. */
 template <shape S>
 __device__ void fetch(const ring_args &a, char *ring, uint64_t *full, uint64_t *empty)
 {
-    bool filled = false;
     int stage = threadIdx.x / 32 - WARPS, parity = 1; /* the first round finds every stage empty */
     cursor c;
     c.tile = blockIdx.x;
@@ -139,9 +119,6 @@ __device__ void fetch(const ring_args &a, char *ring, uint64_t *full, uint64_t *
         if (stage >= a.stages) {
             stage -= a.stages;
             parity ^= 1;
-            if (a.left && !filled)
-                prefetch_left<S>(a);
-            filled = true;
         }
     }
     wait_previous(); /* the rule for every thread; what was fetched needed none */
@@ -283,23 +260,20 @@ void plan_stages(ring_args &a, size_t room, int tiles)
         const int all = tiles * ((a.k + a.chunk - 1) / a.chunk);
         const int fit = min((int)(room / (size_t)stage_bytes(a)), STAGES_MAX);
         a.stages = min(fit, max(all, STAGES_MIN));
-        a.left = all > fit ? all - fit : 0;
-        if (fit >= STAGES_MIN && a.left <= LEFT_MAX)
+        if (fit >= STAGES_MIN && all <= fit)
             return;
     }
     a.warp_k = STEP;
-    a.left = 0;
 }
 
 /* Stages and what comes together: all of a block's, or as many as there is room for. */
 ring_args plan(const skinny_args &s, bool gated, const tm_cuda_ctx *c, shape *kind)
 {
-    const bool halves = !gated && (s.n + 7) / 8 <= c->sms && s.k % (2 * STEP) == 0;
     ring_args a = {};
     a.s = s;
-    *kind = gated ? GATED : halves ? HALVES : PLAIN;
+    *kind = shape_of(s, gated, c);
     a.s.tiles = (s.n + rows_of(*kind) - 1) / rows_of(*kind);
-    a.k = halves ? s.k / 2 : s.k;
+    a.k = *kind == HALVES ? s.k / 2 : s.k;
     const int tiles = (a.s.tiles + c->sms - 1) / c->sms; /* of a block */
     a.together = tiles <= TOGETHER_MAX ? tiles : 2;
     a.slots = tiles <= TOGETHER_MAX ? tiles : 4;
@@ -321,27 +295,13 @@ bool tm_cuda_skinny_ring_fits(const skinny_args &a, bool gated, const tm_cuda_ct
            plan(a, gated, c, &kind).stages >= STAGES_MIN;
 }
 
-/* A multiprocessor changes its split of L1 and shared memory only when it is empty, so neighbours all want the same. */
-template <typename T, shape S>
-static cudaError_t launch_one(dim3 grid, size_t smem, const ring_args &a, const tm_cuda_ctx *c)
-{
-    const cudaError_t e = cudaFuncSetAttribute(
-        ring_kernel<T, S>, cudaFuncAttributePreferredSharedMemoryCarveout, MOST_SHARED);
-    return e == cudaSuccess ? launch_kernel(c, ring_kernel<T, S>, grid, THREADS, smem, a) : e;
-}
-
 template <typename T>
-static cudaError_t launch_shape(shape s, dim3 grid, size_t smem, const ring_args &a,
-                                const tm_cuda_ctx *c)
+static cudaError_t launch(shape s, dim3 grid, size_t smem, const ring_args &a, const tm_cuda_ctx *c)
 {
-    switch (s) {
-    case GATED:
-        return launch_one<T, GATED>(grid, smem, a, c);
-    case HALVES:
-        return launch_one<T, HALVES>(grid, smem, a, c);
-    default:
-        return launch_one<T, PLAIN>(grid, smem, a, c);
-    }
+    void (*kernel)(ring_args) = s == GATED    ? ring_kernel<T, GATED>
+                                : s == HALVES ? ring_kernel<T, HALVES>
+                                              : ring_kernel<T, PLAIN>;
+    return launch_beside(kernel, grid, THREADS, smem, a, c);
 }
 
 cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &s, bool gated, const tm_cuda_ctx *c)
@@ -351,6 +311,6 @@ cudaError_t tm_cuda_skinny_ring_launch(const skinny_args &s, bool gated, const t
     const size_t smem = (size_t)a.stages * stage_bytes(a) + (size_t)a.slots * SUMS * sizeof(float) +
                         (size_t)s.k * 2;
     const dim3 grid((unsigned)min(c->sms, a.s.tiles));
-    return c->act == TM_DTYPE_BF16 ? launch_shape<__nv_bfloat16>(kind, grid, smem, a, c)
-                                   : launch_shape<__half>(kind, grid, smem, a, c);
+    return c->act == TM_DTYPE_BF16 ? launch<__nv_bfloat16>(kind, grid, smem, a, c)
+                                   : launch<__half>(kind, grid, smem, a, c);
 }

@@ -19,8 +19,6 @@ namespace
 constexpr int WARPS = 8, WORKERS = 32 * WARPS;
 constexpr int ROWS = 16; /* of a stage */
 constexpr int STEP = 64; /* k of a warp at a time, one or two of them a stage */
-constexpr int ROW_MAX = WARPS * 2 * STEP * 2; /* of a stage, bytes */
-constexpr int STAGES_MAX = 16;
 constexpr int PACKS = 2; /* of 8 numbers of x that a thread has where the norm is computed here */
 constexpr int SUMS = WARPS * 16; /* of a tile */
 constexpr int TOGETHER_MAX = 6;  /* tiles that are finished together, where a block has no more */
@@ -42,12 +40,29 @@ inline int hidden_of(const skinny_args &a, bool gated)
     return a.norm_w || gated || a.f32_out ? a.k : a.n;
 }
 
+inline shape shape_of(const skinny_args &a, bool gated, const tm_cuda_ctx *c)
+{
+    if (gated)
+        return GATED;
+    return (a.n + 7) / 8 <= c->sms && a.k % (2 * STEP) == 0 ? HALVES : PLAIN;
+}
+
 /* Pieces of K as even as multiples of a step allow. */
 inline int chunk_of(int k, int warp_k)
 {
     const int most = WARPS * warp_k, pieces = (k + most - 1) / most,
               each = (k + pieces - 1) / pieces;
     return (each + STEP - 1) / STEP * STEP;
+}
+
+/* A multiprocessor changes its split of L1 and shared memory only when it is empty, so neighbours all want the same. */
+template <typename A>
+cudaError_t launch_beside(void (*kernel)(A), dim3 grid, int threads, size_t smem, const A &a,
+                          const tm_cuda_ctx *c)
+{
+    const cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, MOST_SHARED);
+    return e == cudaSuccess ? launch_kernel(c, kernel, grid, threads, smem, a) : e;
 }
 
 #if defined(HOPPER)

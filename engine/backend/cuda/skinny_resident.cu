@@ -99,6 +99,7 @@ __device__ __forceinline__ void fetch(const resident_args &a, char *to, uint64_t
 
 /* ---- x ---- */
 
+/* Through registers: the copies of the ring, which has none to spare, brought a long x 0.3 us later. */
 template <typename T> __device__ __forceinline__ void load_x(const skinny_args &a, T *xs)
 {
     const int packs = a.k / 8;
@@ -315,13 +316,12 @@ struct resident_plan {
 
 resident_plan plan(const skinny_args &s, bool gated, const tm_cuda_ctx *c)
 {
-    const bool halves = !gated && (s.n + 7) / 8 <= c->sms && s.k % (2 * STEP) == 0;
     resident_plan p = {};
     resident_args *a = &p.a;
-    p.kind = gated ? GATED : halves ? HALVES : PLAIN;
+    p.kind = shape_of(s, gated, c);
     const int rows = rows_of(p.kind), whole = rows * c->sms, half = p.kind == PLAIN ? 1 : 2;
     a->s = s;
-    a->k = halves ? s.k / 2 : s.k;
+    a->k = p.kind == HALVES ? s.k / 2 : s.k;
     a->full = s.n / whole;
     a->each = (s.n - a->full * whole + c->sms - 1) / c->sms;
     a->chunk = chunk_of(a->k, WARP_K);
@@ -342,10 +342,7 @@ template <typename T> cudaError_t launch(const resident_plan &p, const tm_cuda_c
     void (*kernel)(resident_args) = p.kind == GATED    ? resident_kernel<T, GATED>
                                     : p.kind == HALVES ? resident_kernel<T, HALVES>
                                                        : resident_kernel<T, PLAIN>;
-    /* A multiprocessor changes its split of L1 and shared memory only when it is empty, so neighbours all want the same. */
-    const cudaError_t e =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, MOST_SHARED);
-    return e == cudaSuccess ? launch_kernel(c, kernel, dim3(p.blocks), WORKERS, p.smem, p.a) : e;
+    return launch_beside(kernel, dim3(p.blocks), WORKERS, p.smem, p.a, c);
 }
 
 } /* namespace */
