@@ -7,10 +7,23 @@ const tm_backend *gpu;
 tm_device *gpu_dev, *gpu_ref;
 tm_dtype gpu_dtype;
 
+bool gpu_slow(void)
+{
+    return strstr(gpu->dev->describe(gpu_dev), "emulated") || getenv("TM_FEW");
+}
+
 bool gpu_takes(int of)
 {
-    return !strstr(gpu->dev->describe(gpu_dev), "emulated") || getenv("TM_EMU_ALL") ||
-           op_pick(1, of) == 1;
+    return !gpu_slow() || getenv("TM_EMU_ALL") || op_pick(1, of) == 1;
+}
+
+int gpu_count(int all, int emulated)
+{
+    const char *few = getenv("TM_FEW");
+    long by = few ? strtol(few, NULL, 10) : 1;
+    if (few)
+        return (int)TM_MAX(all / TM_MAX(by, 1L), 1L);
+    return gpu_slow() ? emulated : all;
 }
 
 double gpu_bound(void)

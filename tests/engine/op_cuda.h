@@ -21,8 +21,12 @@ extern tm_dtype gpu_dtype;           /* of activations */
 /* Runs the tests once per dtype; 0 with a message where there is no GPU. */
 int gpu_run(const struct CMUnitTest *tests, size_t count);
 
-/* True on a GPU; on the CPU's emulator, which is slow, for one case in `of`, drawn by the seed
- * (TM_EMU_ALL: every one). */
+/* True where an access takes long: on the CPU's emulator, and under a tool that watches all of them (TM_FEW=N: tests that draw
+ * take an N-th of their cases). */
+bool gpu_slow(void);
+/* Cases of a test that draws them. */
+int gpu_count(int all, int emulated);
+/* True on a GPU; where it is slow, for one case in `of`, drawn by the seed (TM_EMU_ALL: every one). */
 bool gpu_takes(int of);
 
 /* Relative errors of the product: 1e-2 bf16, 2e-3 f16; as mean squares. */

@@ -14,6 +14,7 @@
  * itself. Bytes moved: for every 64 rows the keys and values that they see, once. */
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/softmax.cuh"
 
 namespace
 {
@@ -23,7 +24,6 @@ constexpr int ROWS = 64, KEYS = 32;
 constexpr int P_LD = KEYS + 8;
 constexpr int MERGE_THREADS = 128;
 constexpr int SPLITS_MAX = 64;
-constexpr float LOG2E = 1.4426950408889634f;
 
 struct any_args {
     void *out;
@@ -211,7 +211,7 @@ __device__ void soften(any_smem &sm, lane_rows &r, const float (&s)[2][4], T *we
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int h = 0; h < 2; h++) {
         const int row = warp % 4 * 16 + h * 8 + lane / 4;
-        const float top = fmaxf(r.max[h], fmaxf(sm.max[0][row], sm.max[1][row]));
+        const float top = fmaxf(r.max[h], whole_maximum(fmaxf(sm.max[0][row], sm.max[1][row])));
         const float safe = top == -INFINITY ? 0.0f : top;
         const float corr = power2(r.max[h] - safe);
         if (warp < 4 && lane % 4 == 0)

@@ -4,6 +4,7 @@
 
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/softmax.cuh"
 #include "engine/backend/cuda/vec.cuh"
 
 namespace
@@ -13,7 +14,6 @@ constexpr int HEADS = 8;                         /* of a block */
 constexpr int TILE = 16;                         /* keys of a warp's step */
 template <int W> constexpr int STRIDE = W *TILE; /* keys of a step of a block of W warps */
 constexpr int SPLITS_MAX = 64;
-constexpr float LOG2E = 1.4426950408889634f;
 
 struct decode_args {
     void *out;
@@ -159,7 +159,7 @@ __device__ __forceinline__ void update(const decode_args &a, const part &p, soft
         float top = fmaxf(s[i], s[i + 2]);
         for (int x = 4; x < 32; x *= 2)
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, x));
-        top = fmaxf(top, m.m[i]);
+        top = fmaxf(whole_maximum(top), m.m[i]);
         const float safe = top == -INFINITY ? 0.0f : top;
         corr[i] = power2(m.m[i] - safe);
         s[i] = power2(s[i] - safe);

@@ -3,7 +3,7 @@
  * A block stays on its multiprocessor and takes item after item: 128 rows of one sequence and one query head. One warp
  * has the copy engine bring queries, keys and values as swizzled tiles (hopper.cuh); two warpgroups of 64 rows each
  * multiply. Keys and values pass through two slots each, 128 at a time from the last ones down; queries have two slots,
- * so that the next item's are there early, and the results leave through the slot of their queries.
+ * so that the next item's are there early. Four lanes that share a row of the results put together what each of them writes.
  *
  * Within a warpgroup, the scores of the next keys are enqueued in front of the weighted sum of the last ones, so the
  * softmax of the scores runs beside that sum; and the warpgroups take turns with the tensor cores: one multiplies
@@ -14,6 +14,7 @@
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
 #include "engine/backend/cuda/prefill.cuh"
+#include "engine/backend/cuda/softmax.cuh"
 
 namespace
 {
@@ -27,10 +28,8 @@ constexpr int BOX = 64;            /* rows and columns of one copy */
 constexpr int BOX_BYTES = BOX * BOX * 2;
 constexpr int WIDE = ROWS * BOX * 2; /* bytes of 64 columns of a tile */
 constexpr int SLOTS = 2;
-constexpr float LOG2E = 1.4426950408889634f;
 
-/* Barriers by number: whose turn it is, and each warpgroup's own. */
-enum { TURN = 1, OWN = 3 };
+enum { TURN = 1 }; /* barriers by number: whose turn it is */
 
 struct hopper_args {
     CUtensorMap q, k, v;
@@ -248,20 +247,21 @@ template <int D> __device__ __forceinline__ void mask_scores(rows<D> &w, int ahe
             w.s[i] = -INFINITY;
 }
 
-/* Scores become weights, 2^(factor * (s - maximum)); corr: what o has to be multiplied with. */
+/* Scores become weights, 2^(factor * s - m); corr: what o has to be multiplied with. */
 template <int D> __device__ __forceinline__ void soften(rows<D> &w, float factor, float (&corr)[2])
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float top[2] = {w.m[h], w.m[h]}, sum[2] = {0.0f, 0.0f};
+        float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 2 * h; i < KEYS / 2; i += 4)
             top[0] = fmaxf(top[0], w.s[i]), top[1] = fmaxf(top[1], w.s[i + 1]);
         float max = fmaxf(top[0], top[1]);
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
-        const float safe = max == -INFINITY ? 0.0f : max * factor;
-        corr[h] = power2(w.m[h] * factor - safe);
+        max = fmaxf(w.m[h], whole_maximum(max * factor));
+        const float safe = max == -INFINITY ? 0.0f : max;
+        corr[h] = power2(w.m[h] - safe);
         w.m[h] = max;
 #pragma unroll
         for (int i = 2 * h; i < KEYS / 2; i += 4)
@@ -281,12 +281,29 @@ template <typename T, int D> __device__ __forceinline__ void pack_weights(rows<D
         w.p[i / 4][i % 4] = pack2<T>(w.s[2 * i], w.s[2 * i + 1]);
 }
 
-/* Through the warp's rows of the queries' slot, so that memory is written 16 bytes at a time. */
+/* Number i of lane t becomes number t of lane i, for the four lanes that share a row. */
+__device__ __forceinline__ void turn_four(uint32_t (&v)[4])
+{
+#pragma unroll
+    for (int far = 1; far < 4; far *= 2) {
+        const bool upper = threadIdx.x & far;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int lo = far == 1 ? 2 * k : k, hi = lo + far;
+            const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? v[lo] : v[hi], far);
+            v[lo] = upper ? other : v[lo];
+            v[hi] = upper ? v[hi] : other;
+        }
+    }
+}
+
+/* A lane has two neighbouring columns of eight; it writes eight of the fourth part of them, 16 bytes at a time. */
 template <typename T, int D>
 __device__ __forceinline__ void store_rows(const prefill_args &a, const item &it, const rows<D> &w,
-                                           char *slot, int group)
+                                           int group)
 {
     const int lane = threadIdx.x % 32, row0 = group * 64 + threadIdx.x / 32 % 4 * 16;
+    T *out = static_cast<T *>(a.out) + ((size_t)it.row0 * a.heads + it.head) * D;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float l = w.l[h];
@@ -295,20 +312,16 @@ __device__ __forceinline__ void store_rows(const prefill_args &a, const item &it
         const float f = l > 0.0f ? 1.0f / l : 0.0f; /* rows behind the item's end may see nothing */
         const int row = row0 + h * 8 + lane / 4;
 #pragma unroll
-        for (int i = 0; i < D / 8; i++)
-            *reinterpret_cast<uint32_t *>(slot + i / 8 * WIDE + row * 128 + (i % 8 ^ row % 8) * 16 +
-                                          lane % 4 * 4) =
-                pack2<T>(w.o[i * 4 + h * 2] * f, w.o[i * 4 + h * 2 + 1] * f);
-    }
-    __syncwarp();
-    T *out = static_cast<T *>(a.out) + ((size_t)it.row0 * a.heads + it.head) * D;
+        for (int i = 0; i < D / 8; i += 4) {
+            uint32_t v[4];
 #pragma unroll
-    for (int i = lane; i < 16 * (D / 8); i += 32) {
-        const int row = row0 + i / (D / 8), c = i % (D / 8);
-        if (row < it.rows)
-            *reinterpret_cast<uint4 *>(out + (size_t)row * a.heads * D + c * 8) =
-                *reinterpret_cast<const uint4 *>(slot + c / 8 * WIDE + row * 128 +
-                                                 (c % 8 ^ row % 8) * 16);
+            for (int e = 0; e < 4; e++)
+                v[e] = pack2<T>(w.o[(i + e) * 4 + h * 2] * f, w.o[(i + e) * 4 + h * 2 + 1] * f);
+            turn_four(v);
+            if (row < it.rows)
+                *reinterpret_cast<uint4 *>(out + (size_t)row * a.heads * D + (i + lane % 4) * 8) =
+                    make_uint4(v[0], v[1], v[2], v[3]);
+        }
     }
 }
 
@@ -378,6 +391,20 @@ __device__ __forceinline__ void attend(const hopper_args &a, const item &it, row
     release(&c->v_empty[s]);
 }
 
+/* By a warp: the lane that reads it is the one that gives the slot back. */
+__device__ __forceinline__ item take_item(const item *from)
+{
+    item it = {};
+    if (threadIdx.x % 32 == 0)
+        it = *from;
+    it.head = __shfl_sync(0xffffffffu, it.head, 0);
+    it.row0 = __shfl_sync(0xffffffffu, it.row0, 0);
+    it.rows = __shfl_sync(0xffffffffu, it.rows, 0);
+    it.pos0 = __shfl_sync(0xffffffffu, it.pos0, 0);
+    it.last = __shfl_sync(0xffffffffu, it.last, 0);
+    return it;
+}
+
 template <typename T, int D>
 __device__ __forceinline__ void multiply_items(const hopper_args &a, char *tiles, control *c,
                                                int group)
@@ -390,17 +417,14 @@ __device__ __forceinline__ void multiply_items(const hopper_args &a, char *tiles
         const int s = n % SLOTS;
         char *q = tiles + g::Q + s * g::TILE;
         barrier_wait(&c->q_full[s], n / SLOTS % 2);
-        const item it = c->items[s];
+        const item it = take_item(&c->items[s]);
         if (it.rows == 0)
             break;
         rows<D> w;
         attend<T>(a, it, w, q, tiles, c, group, done);
         done += it.last / KEYS + 1;
-        turn_wait<GROUP>(OWN + group); /* nobody reads the queries any more */
-        store_rows<T>(a.p, it, w, q, group);
-        fence_async();
-        __syncwarp();
         release(&c->q_empty[s]);
+        store_rows<T>(a.p, it, w, group);
     }
     if (group == 0)
         turn_wait<2 * GROUP>(TURN); /* the turn that is left over */

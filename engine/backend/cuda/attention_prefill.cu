@@ -10,13 +10,13 @@
 #include "engine/backend/cuda/launch.cuh"
 #include "engine/backend/cuda/mma.cuh"
 #include "engine/backend/cuda/prefill.cuh"
+#include "engine/backend/cuda/softmax.cuh"
 
 namespace
 {
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int KEYS = 64; /* of a tile */
-constexpr float LOG2E = 1.4426950408889634f;
 
 template <int D> struct geometry {
     static constexpr int MT = D <= 128 ? 2 : 1;  /* 16-row pieces of a warp */
@@ -152,14 +152,15 @@ __device__ __forceinline__ void soften(warp_rows<T, D> &w, float (&s)[geometry<D
     for (int m = 0; m < geometry<D>::MT; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float top = w.m[m][h];
+            float top = -INFINITY;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
                 top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            const float safe = top == -INFINITY ? 0.0f : top * factor;
-            const float corr = power2(w.m[m][h] * factor - safe);
+            top = fmaxf(w.m[m][h], whole_maximum(top * factor));
+            const float safe = top == -INFINITY ? 0.0f : top;
+            const float corr = power2(w.m[m][h] - safe);
             w.m[m][h] = top;
             float sum = 0.0f;
 #pragma unroll

@@ -252,8 +252,8 @@ __device__ __forceinline__ void finish_tile(const skinny_args &a, const float *r
         return;
     float v = 0.0f;
     if (GATED) {
-        v = activate(sum_warps<WARPS>(red, sum_at(row, token)), a.act) *
-            sum_warps<WARPS>(red, sum_at(row + 8, token));
+        v = gated_result<T>(sum_warps<WARPS>(red, sum_at(row, token)),
+                            sum_warps<WARPS>(red, sum_at(row + 8, token)), a.act);
     } else {
 #pragma unroll
         for (int p = 0; p < PARTS; p++)

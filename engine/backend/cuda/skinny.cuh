@@ -2,6 +2,7 @@
 #ifndef TM_ENGINE_BACKEND_CUDA_SKINNY_CUH
 #define TM_ENGINE_BACKEND_CUDA_SKINNY_CUH
 
+#include "engine/backend/cuda/act.cuh"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/vec.cuh"
 
@@ -22,6 +23,13 @@ struct skinny_args {
     const float *norm_w;
     float eps, one; /* one: 1 where the weight is 1 + w */
 };
+
+/* Rounded as if gate and up had passed through memory: a token's numbers do not depend on how many are beside it. */
+template <typename T>
+__device__ __forceinline__ float gated_result(float gate, float up, tm_act_kind act)
+{
+    return activate(to_f32(from_f32<T>(gate)), act) * to_f32(from_f32<T>(up));
+}
 
 /* v to place `at` of out, in its type. */
 template <typename T>

@@ -153,7 +153,7 @@ __device__ __forceinline__ void finish(const skinny_args &a, const float *red, i
     for (int i = threadIdx.x; i < count * N; i += WORKERS) {
         const float *sums = red + i / N * SUMS;
         const int at = tile + i / N * (int)gridDim.x, row = at * N + i % N;
-        float v = tile_result<S>(a, sums, i % N);
+        float v = tile_result<T, S>(a, sums, i % N);
         if (row >= a.n)
             continue;
         if (a.bias)

@@ -190,12 +190,12 @@ __device__ __forceinline__ float add_sums(const float *sums, int row)
 }
 
 /* Row r of a tile, from its sums. */
-template <shape S>
+template <typename T, shape S>
 __device__ __forceinline__ float tile_result(const skinny_args &a, const float *sums, int r)
 {
     float v = add_sums(sums, r);
     if (S == GATED)
-        v = activate(v, a.act) * add_sums(sums, r + 8);
+        v = gated_result<T>(v, add_sums(sums, r + 8), a.act);
     if (S == HALVES)
         v += add_sums(sums, r + 8);
     return v;

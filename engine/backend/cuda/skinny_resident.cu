@@ -292,7 +292,7 @@ __global__ void __maxnreg__(64) resident_kernel(const __grid_constant__ resident
     multiply_all<T, S>(a, weights, red, xs);
     __syncthreads();
     if (r.at >= 0)
-        write_out<T>(a.s, (size_t)r.at, tile_result<S>(a.s, r.sums, r.row) + r.bias);
+        write_out<T>(a.s, (size_t)r.at, tile_result<T, S>(a.s, r.sums, r.row) + r.bias);
 }
 
 #else
