@@ -79,7 +79,8 @@ typedef struct tm_local_opts {
          0,                                                                                          \
          0,                                                                                          \
          NULL,                                                                                       \
-         "Weights and KV cache: auto, bfloat16, float16 or float32."},                               \
+         "Weights and KV cache: bfloat16, float16 or float32; auto: float16 on a "                   \
+         "GPU, else bfloat16."},                                                                     \
         {"device", "backend", TM_OPT_STR, offsetof(T, m.device), "cpu", 0, 0, NULL, "cpu or cuda."}, \
         {"device-index",                                                                             \
          NULL,                                                                                       \

@@ -57,7 +57,7 @@ static const tm_opt_row ROWS[] = {
     {"reasoning-parser", NULL, TM_OPT_STR, OFF(reason_parser), NULL, 0, 0, NULL,
      "How the model writes reasoning: auto (default), none, or a name."},
     {"dtype", NULL, TM_OPT_STR, OFF(dtype), "auto", 0, 0, NULL,
-     "auto, bfloat16, float16 or float32: weights and KV cache."},
+     "Weights and KV cache: bfloat16, float16 or float32; auto: float16 on a GPU, else bfloat16."},
     {"device", "backend", TM_OPT_STR, OFF(device), "cpu", 0, 0, NULL, "cpu or cuda."},
     {"device-index", NULL, TM_OPT_INT, OFF(device_index), "0", 0, 1023, NULL,
      "cuda: GPU of the host's first rank; the other ranks take the next ones."},

@@ -168,9 +168,11 @@ tm_status tm_extras_take(tm_model *m, tm_err *err)
                        a->block == TM_BLOCK_SEQUENTIAL ? 0 : t * (size_t)m->arch.hidden};
     float local_scale;
     /* The scale of the embedding was a number of the model's own format when it was trained. */
+    tm_dtype own = m->dtype == TM_DTYPE_F32 ? TM_DTYPE_F32 : m->f16 ? TM_DTYPE_F16 : TM_DTYPE_BF16;
     unsigned char rounded[sizeof(float)];
-    tm_convert(rounded, m->dtype, &a->embed_scale, TM_DTYPE_F32, 1);
-    tm_convert(&m->arch.embed_scale, TM_DTYPE_F32, rounded, m->dtype, 1);
+    tm_convert(rounded, own, &a->embed_scale, TM_DTYPE_F32, 1);
+    tm_convert(&m->arch.embed_scale, TM_DTYPE_F32, rounded, own, 1);
+    m->arch.embed_scale *= m->scale;
     TM_TRY(take_rope(m, &a->rope, &m->inv_freq, &m->rope_mscale, err));
     TM_TRY(take_rope(m, &a->rope_local, &m->inv_freq_local, &local_scale, err));
     TM_TRY(take_wants(m, &side, 1, err));

@@ -28,7 +28,7 @@ static tm_norm_args norm_args(const tm_model *m, void *out, void *x, const void 
                           .b = b,
                           .n_tokens = rows,
                           .h = m->arch.hidden,
-                          .eps = m->arch.eps,
+                          .eps = m->arch.eps * m->scale * m->scale,
                           .kind = m->arch.norm,
                           .add_one = m->arch.norm_add_one};
 }

@@ -97,6 +97,7 @@ typedef struct cutting {
     tm_model *m;
     const tm_checkpoint *c;
     tm_loader *loader;
+    tm_role role;
     char *base;      /* of the role's memory */
     tm_load_job job; /* what all of the tensor's jobs have in common */
     size_t col0, cols;
@@ -110,6 +111,10 @@ static tm_status add_job(const cutting *k, tm_slice s, size_t dst_row, size_t ro
     j.slice = s;
     j.dst = k->base + dst_row * row_numbers * size;
     j.bytes = s.rows * s.cols * size;
+    const tm_scaling by = tm_scale_of(k->m, k->role, (int)dst_row);
+    j.adjusted = by.factor != 1.0f;
+    j.factor = by.factor;
+    j.addend = by.addend;
     return tm_loader_add(k->loader, &j, k->err);
 }
 
@@ -171,6 +176,7 @@ static tm_status load_tensor(cutting *k, const tm_tensor_row *row, int layer, in
         .unit_rows = row->role == TM_ROLE_HEAD && m->arch.head_norm,
         .dtype = tm_role_info_get(row->role)->kind == TM_ROLE_MATRIX ? m->dtype : TM_DTYPE_F32,
     };
+    k->role = row->role;
     k->col0 = (size_t)col0;
     k->cols = (size_t)cols;
     TM_ASSERT(k->job.tensor); /* tm_load_check saw it */

@@ -82,14 +82,11 @@ void tm_load_unit_row(float *x, size_t n)
         x[i] *= inv;
 }
 
-static tm_status read_job(reader *r, const tm_load_job *j, void *to, tm_err *err)
+/* The numbers of the job, unscaled. */
+static tm_status read_numbers(reader *r, const tm_load_job *j, void *to, tm_err *err)
 {
     const tm_checkpoint *c = r->l->o.checkpoint;
     const tm_slice s = j->slice;
-    if (!j->tensor) {
-        memset(to, 0, j->bytes);
-        return TM_OK;
-    }
     if (!j->turned && !j->unit_rows)
         return tm_checkpoint_read(c, j->tensor, j->cols_all, s, to, j->dtype, err);
     if (!r->scratch)
@@ -106,6 +103,24 @@ static tm_status read_job(reader *r, const tm_load_job *j, void *to, tm_err *err
     for (size_t i = 0; i < s.rows; i++)
         tm_load_unit_row(x + i * s.cols, s.cols);
     tm_convert(to, j->dtype, x, TM_DTYPE_F32, s.rows * s.cols);
+    return TM_OK;
+}
+
+static tm_status read_job(reader *r, const tm_load_job *j, void *to, tm_err *err)
+{
+    size_t n = j->slice.rows * j->slice.cols;
+    if (!j->tensor) {
+        memset(to, 0, j->bytes);
+        return TM_OK;
+    }
+    TM_TRY(read_numbers(r, j, to, err));
+    if (j->dtype == TM_DTYPE_F16 && j->tensor->dtype != TM_ST_F16 && !tm_f16_all_finite(to, n))
+        return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
+                       "tensor %s has a number that float16 does not hold: start with dtype "
+                       "bfloat16",
+                       j->tensor->name);
+    if (j->adjusted)
+        tm_adjust(to, j->dtype, n, j->factor, j->addend);
     return TM_OK;
 }
 

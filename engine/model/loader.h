@@ -7,13 +7,16 @@
 
 #define TM_LOAD_CHUNK_BYTES ((size_t)4 << 20) /* of one job, where a row is not larger */
 
-/* A part of one tensor: what is read, what is done to it, and where it ends. */
+/* A part of one tensor: what is read, what is done to it, and where it ends. A number that only float16 does not hold fails
+ * the job. */
 typedef struct tm_load_job {
     const tm_st_tensor *tensor; /* NULL: zeros */
     size_t cols_all;            /* see tm_checkpoint_read */
     tm_slice slice;
     bool turned;    /* its columns become rows */
     bool unit_rows; /* its rows are divided by their lengths */
+    bool adjusted;  /* its numbers are multiplied, and something is added: tm_adjust */
+    float factor, addend;
     tm_dtype dtype; /* of the numbers in device memory */
     char *dst;      /* `bytes` bytes of device memory */
     size_t bytes;

@@ -109,8 +109,8 @@ static tm_status choose_dtype(tm_model *m, tm_err *err)
         return TM_FAIL(err, TM_STATUS_CONFIG,
                        "dtype '%.40s': expected auto, bfloat16, float16 or float32", name);
     m->dtype = dtypes[i].dtype;
-    if (i == 0 && !m->host_memory && m->f16)
-        m->dtype = TM_DTYPE_F16;
+    if (i == 0 && !m->host_memory)
+        m->dtype = TM_DTYPE_F16; /* whatever the checkpoint has: scale.c says why it fits */
     if (m->dtype == TM_DTYPE_F32 && !m->host_memory)
         return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
                        "dtype float32: backend '%s' computes in bfloat16 or float16",
@@ -240,6 +240,7 @@ static tm_status check_all(tm_model *m, tm_checkpoint **ckpt, tm_err *err)
     m->opts.device.dtype = m->dtype;
     TM_TRY(dev->open(&m->dev, &m->opts.device, err));
     m->act = dev->act_dtype ? dev->act_dtype(m->dev) : m->backend->act_dtype;
+    m->scale = tm_scale_choose(m);
     TM_TRY(check_operators(m, err));
     tm_extras_limit_context(m);
     if (*ckpt)

@@ -18,8 +18,8 @@ typedef struct tm_model_opts {
     const char *dir; /* Hugging Face folder */
     const char
         *shape; /* instead of dir: a known model's shape with random weights, for benchmarks */
-    /* Weights and KV cache: "bfloat16", "float16", "float32" (CPU only), or "auto": bfloat16, on CUDA float16 where
-     * the checkpoint says so. */
+    /* Weights and KV cache: "bfloat16", "float16", "float32" (CPU only), or "auto": float16 on CUDA, whatever the checkpoint
+     * has (scale.c says why it fits), else bfloat16. */
     const char *dtype;
     const char *backend; /* "cpu", "cuda" */
     tm_device_opts device;

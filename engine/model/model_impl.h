@@ -111,6 +111,7 @@ struct tm_model {
     tm_dtype dtype;   /* of weights and KV */
     tm_dtype act;     /* of activations */
     bool f16;         /* config.json says that the checkpoint is float16 */
+    float scale;      /* the residual stream is so many times the model's own: scale.c */
 
     tm_weight embed, head; /* head shares embed's data when tied */
     const float *final_norm, *final_norm_b;
@@ -140,6 +141,14 @@ static inline void *tm_act_at(const tm_model *m, void *p, int n)
 
 /* Takes device memory that lives as long as the model. */
 tm_status tm_model_take(tm_model *m, size_t bytes, void **out, tm_err *err);
+
+/* scale.c: what a number of the checkpoint is multiplied with, and what is added. */
+typedef struct tm_scaling {
+    float factor, addend;
+} tm_scaling;
+float tm_scale_choose(const tm_model *m); /* tm_model.scale, once the device is open */
+/* Of a role's weight, from row `row` of this rank's on. */
+tm_scaling tm_scale_of(const tm_model *m, tm_role role, int row);
 
 #define TM_TENSOR_NAME_MAX 256
 /* A row's tensor name in a layer (and of an expert); the layers that the row is for. */

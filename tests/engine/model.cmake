@@ -10,6 +10,7 @@ foreach(name model_test families_test)
     target_compile_definitions(${name} PRIVATE TM_MPIRUN="${MPIEXEC_EXECUTABLE}")
   endif()
 endforeach()
+tm_test(scale_test SOURCES scale_test.c golden_run.c model_run.c LIBS tm_engine m)
 # The device's part of them, and the same checkpoints, on the CUDA backend, by the emulator.
 if(TARGET tm_cuda_emu AND TARGET model_test)
   tm_test(model_emu_test SOURCES model_test.c ${TM_RANK_JOB} model_run.c LIBS tm_cuda_emu tm_engine m TIMEOUT 400)
@@ -19,8 +20,9 @@ if(TARGET tm_cuda_emu AND TARGET model_test)
   if(MPI_C_FOUND)
     target_compile_definitions(families_emu_test PRIVATE TM_MPIRUN="${MPIEXEC_EXECUTABLE}")
   endif()
+  tm_test(scale_emu_test SOURCES scale_test.c golden_run.c model_run.c LIBS tm_cuda_emu tm_engine m)
   # Races are the operators' tests' to find; looking for them takes half of the time.
-  set_property(TEST model_emu_test families_emu_test APPEND PROPERTY ENVIRONMENT TM_EMU_RACES=0)
+  set_property(TEST model_emu_test families_emu_test scale_emu_test APPEND PROPERTY ENVIRONMENT TM_EMU_RACES=0)
 endif()
 tm_test(op_families_test SOURCES op_families_test.c op_test.c LIBS tm_backend m)
 

@@ -450,6 +450,46 @@ static void test_convert_arrays(void **state)
         }
 }
 
+/* Every pattern of bf16 and f16, by arrays as one by one, at places that are no multiple of 8. */
+static void test_convert_patterns(void **state)
+{
+    (void)state;
+    enum { N = 65536 + 5 };
+    static uint16_t from[N], to[N], want[N];
+    const float factor = 0x1p-6f, addend = 0.25f;
+    for (size_t i = 0; i < N; i++)
+        from[i] = (uint16_t)(i * 40503u + 7);
+    tm_convert(to, TM_DTYPE_F16, from, TM_DTYPE_BF16, N);
+    for (size_t i = 0; i < N; i++)
+        want[i] = tm_f32_to_f16(tm_bf16_to_f32(from[i]));
+    assert_memory_equal(to, want, sizeof(to));
+    memcpy(to, from, sizeof(to));
+    tm_adjust(to, TM_DTYPE_F16, N, factor, addend);
+    for (size_t i = 0; i < N; i++) {
+        float x = tm_f16_to_f32(from[i]);
+        want[i] = x != x ? to[i] : tm_f32_to_f16(x * factor + addend);
+        assert_true(x == x || tm_f16_to_f32(to[i]) != tm_f16_to_f32(to[i]));
+    }
+    assert_memory_equal(to, want, sizeof(to));
+    for (size_t i = 0; i < N; i++)
+        assert_int_equal(tm_f16_all_finite(&from[i], 1), (from[i] & 0x7c00) != 0x7c00);
+}
+
+static void test_adjust_others(void **state)
+{
+    (void)state;
+    float x[3] = {1.0f, -2.0f, 3.5f};
+    const float want[3] = {1.5f, -0.0f, 2.75f};
+    uint16_t b[3];
+    tm_convert(b, TM_DTYPE_BF16, x, TM_DTYPE_F32, 3);
+    tm_adjust(x, TM_DTYPE_F32, 3, 0.5f, 1.0f);
+    tm_adjust(b, TM_DTYPE_BF16, 3, 0.5f, 1.0f);
+    for (int i = 0; i < 3; i++) {
+        assert_true(x[i] == want[i]);
+        assert_true(tm_bf16_to_f32(b[i]) == want[i]);
+    }
+}
+
 int main(void)
 {
     const char *s = getenv("TM_SEED");
@@ -468,6 +508,8 @@ int main(void)
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_convert_exact),
         cmocka_unit_test(test_convert_rounding),
+        cmocka_unit_test(test_convert_patterns),
+        cmocka_unit_test(test_adjust_others),
         cmocka_unit_test(test_convert_arrays),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
