@@ -1,15 +1,18 @@
 #!/bin/sh
-# What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR [PART ...], from the source root or an unpacked test bundle. The parts, all of them
-# where none is named: `one` (one GPU: operators, goldens, perplexity), `ranks` (gpu_ranks.sh for two and for four GPUs, as far as the host
-# has them) and `cluster` (gpu_cluster.sh, likewise). TM_SHARED: the full test data, optional. Every step has a time limit, and one that
-# fails does not stop the others.
+# What a GPU host has to show: gpu.sh BIN_DIR TESTS_DIR [PART ...], from the source root or an unpacked test bundle. The parts, where none
+# is named all but the last: `one` (one GPU: operators, goldens, perplexity), `ranks` (gpu_ranks.sh for two and for four GPUs, as far as the
+# host has them), `cluster` (gpu_cluster.sh, likewise) and `sanitize` (the operators under compute-sanitizer, on the path). TM_SHARED: the
+# full test data, optional. Every step has a time limit, and one that fails does not stop the others.
 set -u
 BIN=$1
 TESTS=$2
 shift 2
 PARTS=" ${*:-one ranks cluster} "
 for p in $PARTS; do
-    case $p in one | ranks | cluster) ;; *) echo "gpu-test: no part '$p' (one, ranks, cluster)" >&2; exit 2 ;; esac
+    case $p in
+    one | ranks | cluster | sanitize) ;;
+    *) echo "gpu-test: no part '$p' (one, ranks, cluster, sanitize)" >&2; exit 2 ;;
+    esac
 done
 [ -d /usr/local/cuda/lib64 ] && export LD_LIBRARY_PATH="/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 GPUS=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | grep -c .)
@@ -70,8 +73,41 @@ clusters() {
     done
 }
 
+# What a tool says about kernels of ours, which all lie in unnamed namespaces, is a failure; cuBLAS's own are only counted: racecheck does
+# not order what the copy engine writes.
+watched() { # tool, test, further options ...
+    tool=$1
+    test=$2
+    shift 2
+    log=$(mktemp)
+    timeout -k "$grace" 600 compute-sanitizer --tool "$tool" --report-api-errors no "$@" "$TESTS/$test" >"$log" 2>&1
+    rc=$?
+    others=$(grep -c 'Race reported' "$log")
+    ours=$(grep -A1 'Race reported' "$log" | grep -c '<unnamed>::')
+    others=$((others - ours / 2))
+    grep -h 'SUMMARY\|FAILED\|Internal' "$log"
+    echo "$others reports of other libraries' kernels, $ours lines about ours"
+    if [ $rc != 0 ] || [ "$ours" != 0 ] || grep -q 'FAILED\|Internal Sanitizer\|Invalid __\|skipped:' "$log"; then
+        tail -n 40 "$log"
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+sanitized() {
+    for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test; do
+        echo "== memcheck $t"
+        watched memcheck $t --error-exitcode 1 || { echo "== memcheck $t: failed"; failed=$((failed + 1)); }
+        echo "== racecheck $t"
+        # Tests that draw their cases take some of them: each is hundreds of times as slow.
+        TM_FEW=${TM_FEW:-50} watched racecheck $t || { echo "== racecheck $t: failed"; failed=$((failed + 1)); }
+    done
+}
+
 if wanted one; then one_gpu; fi
 if wanted ranks; then several_gpus; fi
 if wanted cluster; then clusters; fi
+if wanted sanitize; then sanitized; fi
 echo "== gpu-test: $failed failures on $GPUS GPUs"
 [ "$failed" = 0 ]
