@@ -81,6 +81,12 @@ static float next_float(pool *p)
     return (float)(next_random(p) >> 8) * 0x1p-23f - 1.0f;
 }
 
+/* As a checkpoint of this model has it: digits that are always 0 draw no power, which decides how fast products run. */
+static float as_stored(const tm_model *m, float x)
+{
+    return m->f16 ? x : tm_bf16_to_f32(tm_f32_to_bf16(x));
+}
+
 static tm_status fill_matrix(pool *p, char *to, size_t n)
 {
     size_t size = tm_dtype_size(p->m->dtype);
@@ -174,7 +180,7 @@ tm_status tm_shape_load(tm_model *m, tm_err *err)
                        : TM_FAIL(err, TM_STATUS_NO_MEMORY, "random weights: out of memory");
     if (st == TM_OK) {
         for (size_t i = 0; i < POOL_NUMBERS; i++)
-            numbers[i] = 0.035f * next_float(&p);
+            numbers[i] = as_stored(m, 0.035f * next_float(&p));
         tm_convert(p.matrix, m->dtype, numbers, TM_DTYPE_F32, POOL_NUMBERS);
         st = fill_all(&p, err);
     }
