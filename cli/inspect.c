@@ -245,7 +245,7 @@ static void print_text(const tm_inspect *i, const facts *f, bool tensors)
         printf("%-20s %lld\n", "parameters", (long long)i->parameters);
     if (tensors)
         print_tensors(i);
-    printf("per rank, bfloat16:\n");
+    printf("per rank, in 16 bits:\n");
     for (int k = 0; k < TM_INSPECT_SPLITS; k++) {
         const tm_inspect_split *s = &i->split[k];
         if (s->refused[0])

@@ -10,8 +10,8 @@
 typedef struct tm_inspect_split {
     int tp;
     char refused[160];   /* why it cannot be split so; "" = it can */
-    size_t weight_bytes; /* of a rank, in bfloat16 (small vectors and the router in float32) */
-    size_t kv_bytes;     /* of a token on a rank, in bfloat16 */
+    size_t weight_bytes; /* of a rank, in 16 bits (small vectors and the router in float32) */
+    size_t kv_bytes;     /* of a token on a rank, in 16 bits */
 } tm_inspect_split;
 
 typedef struct tm_inspect {

@@ -7,8 +7,8 @@
 
 #define TM_LOAD_CHUNK_BYTES ((size_t)4 << 20) /* of one job, where a row is not larger */
 
-/* A part of one tensor: what is read, what is done to it, and where it ends. A number that only float16 does not hold fails
- * the job. */
+/* A part of one tensor: what is read, what is done to it, and where it ends. A number that is infinite, or none, in float16
+ * fails the job, unless the checkpoint itself is float16. */
 typedef struct tm_load_job {
     const tm_st_tensor *tensor; /* NULL: zeros */
     size_t cols_all;            /* see tm_checkpoint_read */

@@ -67,7 +67,7 @@ uint16_t tm_f32_to_f16(float f)
     return (uint16_t)(sign | (rounded - 0x38000000u) >> 13);
 }
 
-/* ---- f16, one number at a time, and eight at once; the results are the same ---- */
+/* ---- f16, one number at a time, and eight at once: the same but for the digits of what is no number ---- */
 
 static void widen_f16_each(float *out, const uint16_t *in, size_t n)
 {

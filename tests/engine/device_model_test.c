@@ -43,7 +43,7 @@ static tm_status open_model(run *r, tm_comm *comm, const char *dir, const char *
     *r = (run){.comm = comm, .block_tokens = 16, .total_blocks = 64, .on_device = true};
     const tm_model_opts o = {
         .dir = dir,
-        .dtype = "bfloat16",
+        .dtype = getenv("TM_DTYPE") ? getenv("TM_DTYPE") : "auto",
         .backend = "cuda",
         .device = {.collectives = collectives, .share = getenv("TM_SHARE_GPU") != NULL},
         .block_tokens = r->block_tokens,

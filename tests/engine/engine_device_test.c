@@ -62,6 +62,12 @@ static const char *model_dtype(void)
     return getenv("TM_DTYPE") ? getenv("TM_DTYPE") : "auto";
 }
 
+/* Rounds to 8 digits, not to 11. */
+static bool rough(void)
+{
+    return strcmp(model_dtype(), "bfloat16") == 0;
+}
+
 static tm_status open_engine(tm_engine **e, tm_comm *comm, bool full, tm_err *err)
 {
     char dir[1024];
@@ -178,7 +184,7 @@ static void alone(tm_engine *e)
 
 /* In nats. In a run of a cluster 750 of 110,032 answers parted by float16's rounding, at tokens up to 0.03 worse; by
  * bfloat16's 11 of 100, up to 0.44 (bench/results/h200.csv). A wrong token is worse by several. */
-#define NEAR_TIE(dtype) (strcmp(dtype, "bfloat16") == 0 ? 0.2f : 0.05f)
+#define NEAR_TIE(rough) ((rough) ? 0.2f : 0.05f)
 
 /* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
  * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
@@ -205,7 +211,7 @@ static bool expect_as_good(tm_engine *e, const ask *a, const answer *got, const 
     }
     float d = score[1].prompt_logprobs[n + at] - score[0].prompt_logprobs[n + at];
     printf("request %d leaves at token %d: %g\n", (int)a->r.id, at, (double)d);
-    assert_true(d < NEAR_TIE(model_dtype()));
+    assert_true(d < NEAR_TIE(rough()));
     return false;
 }
 
@@ -223,7 +229,7 @@ static void crowd(tm_engine *e, rng *r)
     int same = 0;
     for (int i = 0; i < g_crowd; i += 2) /* what is drawn may be anything then */
         same += expect_as_good(e, &g_asks[i], &g_got[i], &g_alone[i]);
-    assert_true(same >= (g_crowd + 1) / 2 * 15 / 16);
+    assert_true(same >= (g_crowd + 1) / 2 * (rough() ? 12 : 15) / 16);
     do
         tm_engine_stats_get(e, &st);
     while (st.step_age_ms > 0); /* what ran ahead is collected */

@@ -43,7 +43,7 @@ perplexity() {
 wanted() { case $PARTS in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 one_gpu() {
-    for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test model_test; do
+    for t in op_cuda_test op_cuda_linear_test op_cuda_attention_test op_cuda_families_test op_cuda_sample_test model_test scale_test; do
         part 180 "$t" "$TESTS/$t"
     done
     TM_TEST='test_one*' part 180 engine_device_test "$TESTS/engine_device_test"
@@ -83,7 +83,7 @@ watched() { # tool, test, further options ...
     timeout -k "$grace" 600 compute-sanitizer --tool "$tool" --report-api-errors no "$@" "$TESTS/$test" >"$log" 2>&1
     rc=$?
     others=$(grep -c 'Race reported' "$log")
-    ours=$(grep -A1 'Race reported' "$log" | grep -c '<unnamed>::')
+    ours=$(grep -A1 'Race reported' "$log" | grep -Ec '<unnamed>::|anonymous namespace|_GLOBAL__N')
     others=$((others - ours / 2))
     grep -h 'SUMMARY\|FAILED\|Internal' "$log"
     echo "$others reports of other libraries' kernels, $ours lines about ours"

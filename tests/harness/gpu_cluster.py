@@ -36,7 +36,7 @@ def arguments():
     p.add_argument("--max-tokens", type=int, default=256, help="tokens of each answer")
     p.add_argument("--rank", type=int, default=-1, help="the rank that is killed; default: the last")
     p.add_argument("--no-restart", action="store_true", help="the killed group stays away")
-    p.add_argument("--tolerance", type=float, help="in nats; default 0 (answers are equal) on the CPU, 0.25 on a GPU")
+    p.add_argument("--tolerance", type=float, help="in nats; default 0 (answers are equal) on the CPU, 0.25 on a GPU, 1 there in bfloat16")
     p.add_argument("--start-timeout", type=float, default=180, help="seconds until all groups serve")
     p.add_argument("--worker-args", default="", help="further options of every worker, in one word")
     p.add_argument("--router-args", default="", help="further options of the router, in one word")
@@ -44,7 +44,7 @@ def arguments():
                    help="folder for the logs and summary.json")
     o = p.parse_args()
     if o.tolerance is None:
-        o.tolerance = 0 if o.device == "cpu" else 0.25
+        o.tolerance = 0 if o.device == "cpu" else 1 if "bfloat16" in o.worker_args else 0.25
     if o.groups < 1 or (o.groups == 1 and o.no_restart):
         p.error("one group has to come back")
     return o

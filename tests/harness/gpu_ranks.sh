@@ -42,7 +42,7 @@ for batch in 1 32; do
     part 120 "llama3-8b tp $RANKS batch $batch" "$BIN/turbomesh" bench engine --arch llama3-8b --device cuda --tp "$RANKS" \
         --batch $batch --context 1024 --steps 64 --repeat 2
 done
-# 141 GB of weights in bf16.
+# 141 GB of weights.
 if [ "$RANKS" -ge 4 ]; then
     for batch in 1 32; do
         part 240 "llama3-70b tp $RANKS batch $batch" "$BIN/turbomesh" bench engine --arch llama3-70b --device cuda \

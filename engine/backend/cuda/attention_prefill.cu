@@ -143,7 +143,7 @@ __device__ __forceinline__ void mask_scores(float (&s)[MT][KEYS / 8][4], int win
             }
 }
 
-/* Scores become weights, 2^(factor * (s - maximum)); o and l are scaled to the new maximum. */
+/* Scores become weights, 2^(factor * s - m); o and l are scaled to the new maximum. */
 template <typename T, int D>
 __device__ __forceinline__ void soften(warp_rows<T, D> &w, float (&s)[geometry<D>::MT][KEYS / 8][4],
                                        float factor)
