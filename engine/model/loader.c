@@ -116,8 +116,8 @@ static tm_status read_job(reader *r, const tm_load_job *j, void *to, tm_err *err
     TM_TRY(read_numbers(r, j, to, err));
     if (j->dtype == TM_DTYPE_F16 && j->tensor->dtype != TM_ST_F16 && !tm_f16_all_finite(to, n))
         return TM_FAIL(err, TM_STATUS_UNSUPPORTED,
-                       "tensor %s has a number that float16 does not hold: start with dtype "
-                       "bfloat16",
+                       "tensor %s: a number is infinite, or none, in float16; dtype bfloat16 "
+                       "reaches further",
                        j->tensor->name);
     if (j->adjusted)
         tm_adjust(to, j->dtype, n, j->factor, j->addend);

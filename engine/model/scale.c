@@ -4,9 +4,9 @@
  * feed-forward's product of gate and up, leave in some trained models. Both are kept 2^-6 times as large: the embedding
  * is multiplied by that, and so are all weights whose output is added to the stream; a norm in between divides the
  * factor out again, with an epsilon that is smaller by its square. Of the model's own units float16 then holds up to 2^22,
- * from 2^-8 down with a digit less for each power of two, down to 2^-18: the weights that have the factor lose nothing that
- * bfloat16 had where they are spread by 0.002 or more, as trained ones are (an error of 1e-7 of their square there, at 0.02
- * 1e-10; bfloat16's own digits end at 1e-6). Everything else, keys, queries and values above all, is as the model has it.
+ * from 2^-8 down with a digit less for each power of two, down to 2^-18. Weights that have the factor, of a bfloat16 checkpoint
+ * and spread by 0.002 or more, as trained ones are, lose less than bfloat16's own digits were worth (1e-7 of their square
+ * there, 1e-10 at 0.02, where the format's rounding was 3e-6). Everything else, keys, queries and values above all, is as the model has it.
  *
  *   stream, o, post-norms: s      up: s, so act(gate) * up: s      down: 1 behind a gate, which has the s already; else s */
 #include "engine/model/model_impl.h"
