@@ -9,7 +9,6 @@ it. NMSE over all positions of one prompt, and of the last one alone: that of th
 """
 import argparse
 import os
-import shutil
 import subprocess
 import tempfile
 
@@ -58,17 +57,7 @@ def show(title, got, want):
     print(f"{title:28} all positions {nmse(got, want):.2e}   last {nmse(got[-1], want[-1]):.2e}", flush=True)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("bin")
-    p.add_argument("--arch", default="llama3-8b", choices=SHAPES)
-    p.add_argument("--dtype", nargs="+", default=["auto", "bfloat16"])
-    p.add_argument("--device", default="cuda")
-    p.add_argument("--tokens", type=int, default=256)
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--folder", help="for the checkpoint; default: a temporary one")
-    a = p.parse_args()
-    folder = a.folder or tempfile.mkdtemp(prefix="turbomesh-")
+def compare(a, folder):
     device = "cuda" if a.device == "cuda" else "cpu"
     model = draw(a.arch, device, a.seed)
     model.save_pretrained(os.path.join(folder, "model"), max_shard_size="5GB")
@@ -90,8 +79,22 @@ def main():
                        check=True, stdout=subprocess.DEVNULL)
         got = np.load(out).reshape(a.tokens, -1)[:, :want.shape[1]]
         show(f"turbomesh {dtype}", got, want)
-    if not a.folder:
-        shutil.rmtree(folder)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("bin")
+    p.add_argument("--arch", default="llama3-8b", choices=SHAPES)
+    p.add_argument("--dtype", nargs="+", default=["auto", "bfloat16"])
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--tokens", type=int, default=256)
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--folder", help="for the checkpoint; default: a temporary one")
+    a = p.parse_args()
+    if a.folder:
+        return compare(a, a.folder)
+    with tempfile.TemporaryDirectory(prefix="turbomesh-") as folder:
+        compare(a, folder)
 
 
 if __name__ == "__main__":

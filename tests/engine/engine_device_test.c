@@ -184,7 +184,10 @@ static void alone(tm_engine *e)
 
 /* In nats. In a run of a cluster 750 of 110,032 answers parted by float16's rounding, at tokens up to 0.03 worse; by
  * bfloat16's 11 of 100, up to 0.44 (bench/results/h200.csv). A wrong token is worse by several. */
-#define NEAR_TIE(rough) ((rough) ? 0.2f : 0.05f)
+static float near_tie(void)
+{
+    return rough() ? 0.2f : 0.05f;
+}
 
 /* In a crowd a row is computed among others, and its last bits differ: where an answer leaves the path that it took
  * alone, the token must have been as good as the one it replaces, by the log-probabilities of the prompt that ends
@@ -211,7 +214,7 @@ static bool expect_as_good(tm_engine *e, const ask *a, const answer *got, const 
     }
     float d = score[1].prompt_logprobs[n + at] - score[0].prompt_logprobs[n + at];
     printf("request %d leaves at token %d: %g\n", (int)a->r.id, at, (double)d);
-    assert_true(d < NEAR_TIE(rough()));
+    assert_true(d < near_tie());
     return false;
 }
 

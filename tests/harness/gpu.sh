@@ -73,8 +73,8 @@ clusters() {
     done
 }
 
-# What a tool says about kernels of ours, which all lie in unnamed namespaces, is a failure; cuBLAS's own are only counted: racecheck does
-# not order what the copy engine writes.
+# What a tool says about kernels of ours, which all lie in unnamed namespaces, is a failure; cuBLAS's own are only counted,
+# since nothing here could mend them.
 watched() { # tool, test, further options ...
     tool=$1
     test=$2
